@@ -1,0 +1,82 @@
+"""Parts that more than one test needs: real programs at pinned versions, free ports, the tiny model."""
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+CACHE = REPO / ".cache"
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf() -> Path:
+    """The R1-shaped test model that ships with the project (see roles/model/files/tiny-r1)."""
+    return REPO / "roles/model/files/tiny-r1/tiny-r1-q4_k_m.gguf"
+
+
+@pytest.fixture
+def free_port():
+    """Return a function that gives a TCP port nobody listens on."""
+
+    def pick() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return pick
+
+
+@pytest.fixture(scope="session")
+def llama_server_binary() -> Path:
+    """The pinned llama-server the role llamacpp installs, unpacked once into .cache."""
+    lock = REPO / "roles/llamacpp/files/requirements.txt"
+    venv = CACHE / "llamacpp"
+    stamp = venv / ".lock"
+    if not stamp.exists() or stamp.read_text() != lock.read_text():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+        subprocess.run(
+            [venv / "bin/pip", "install", "-q", "--require-hashes", "--no-deps", "-r", lock],
+            check=True,
+        )
+        stamp.write_text(lock.read_text())
+    return next(venv.glob("lib/python*/site-packages/*/bin/llama-server"))
+
+
+@pytest.fixture
+def background(tmp_path):
+    """Start programs that end with the test: background(argv, ready=callable, **popen)."""
+    running = []
+
+    def start(argv, ready=None, seconds=30, **popen):
+        log = tmp_path / f"{Path(str(argv[0])).name}-{len(running)}.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [str(part) for part in argv], stdout=stream, stderr=stream, **popen
+            )
+        process.log = log
+        running.append(process)
+        deadline = time.monotonic() + seconds
+        while ready and not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{argv[0]} is not ready: {log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        return process
+
+    yield start
+    for process in reversed(running):
+        process.terminate()
+    for process in reversed(running):
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
