@@ -1,0 +1,1 @@
+"""Hosts for tests: a Docker engine, images made from the distribution, machines of them."""

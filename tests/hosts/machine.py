@@ -1,0 +1,246 @@
+"""One test host: a container that stands for a machine, with what a test asks of a machine."""
+
+import contextlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import tarfile
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import debian, engine, image
+from .shell import HostError, run, say
+
+LABEL = "deepseek-r1-test"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command on a machine did."""
+
+    command: str
+    rc: int
+    output: str
+    seconds: float
+
+    def ok(self) -> "Result":
+        if self.rc:
+            raise AssertionError(
+                f"exit {self.rc} after {self.seconds:.1f} s of: {self.command}\n"
+                f"{self.output[-6000:]}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    parent: int
+    user: str
+    command: str
+
+
+class Machine:
+    """A running container of a recipe's image. Use it as a context: it is removed at the end."""
+
+    def __init__(self, recipe: image.Recipe, *options: str):
+        engine.ensure()
+        self.name = f"{LABEL}-{recipe.name}-{uuid.uuid4().hex[:6]}"
+        tag = image.ensure(recipe)
+        self.environment = debian.environment()
+        # /run is empty after a restart, as on a machine; --init reaps what has no parent.
+        run("docker", "run", "--detach", "--init", "--name", self.name, "--hostname", recipe.name,
+            "--label", LABEL, "--tmpfs", "/run:exec,mode=755", *options, tag)  # fmt: skip
+        self._reach_the_registries()
+
+    def __enter__(self) -> "Machine":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        run("docker", "rm", "--force", "--volumes", self.name, check=False)
+
+    def restart(self) -> None:
+        """Power off and on: every process ends, /run is empty, the disk stays."""
+        run("docker", "restart", "--time", "0", self.name)
+
+    @property
+    def address(self) -> str:
+        return run("docker", "inspect", "--format", "{{.NetworkSettings.IPAddress}}",
+                   self.name).strip()  # fmt: skip
+
+    def _reach_the_registries(self) -> None:
+        """Give the machine this one's proxy and clock settings for apt, and its authorities."""
+        if settings := debian.apt_settings():
+            self.write("/etc/apt/apt.conf.d/90this-network", settings)
+        known = self.run(f"cat {debian.BUNDLE}").ok().output
+        authorities = debian.own_authorities(known)
+        for number, pem in enumerate(authorities):
+            self.write(f"/usr/local/share/ca-certificates/own-{number}.crt", pem + "\n")
+        if authorities:
+            self.run("update-ca-certificates").ok()
+
+    # Commands
+
+    def argv(self, command: str, cwd: str = "/root", env: dict[str, str] | None = None):
+        """The docker command line that runs a shell command on the machine."""
+        given = {**self.environment, **(env or {})}
+        options = [part for name, value in given.items() for part in ("--env", f"{name}={value}")]
+        return ["docker", "exec", "--workdir", cwd, *options, self.name, "bash", "-c", command]
+
+    def run(self, command: str, *, timeout: float = 600, show: bool = False, **options) -> Result:
+        """Run a shell command as root; output and errors come together, in order."""
+        start = time.monotonic()
+        process = subprocess.Popen(
+            self.argv(command, **options), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output = process.communicate()[0]
+            self.kill_tree(command)
+            output += f"\n(killed after {timeout} s)"
+        result = Result(command, process.returncode, output, time.monotonic() - start)
+        if show:
+            say(output)
+        return result
+
+    def start(self, command: str, log: Path, **options) -> subprocess.Popen:
+        """Start a command and return at once; its output goes to `log` on this machine."""
+        with log.open("wb") as stream:
+            return subprocess.Popen(
+                self.argv(command, **options), stdin=subprocess.DEVNULL, stdout=stream,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    # Files
+
+    def write(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
+        data = content.encode() if isinstance(content, str) else content
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode, entry.mtime = len(data), mode, int(time.time())
+            tar.addfile(entry, io.BytesIO(data))
+        self._unpack(buffer.getvalue(), "/")
+
+    def read(self, path: str) -> str:
+        return self.run(f"cat {shlex.quote(path)}").ok().output
+
+    def json(self, path: str):
+        return json.loads(self.read(path))
+
+    def copy(self, source: Path, target: str) -> None:
+        run("docker", "cp", source, f"{self.name}:{target}")
+
+    def clone(self, repo: Path, target: str, working_tree: bool = False) -> None:
+        """Put a clone of HEAD there, or of the working tree as git sees it (nothing ignored)."""
+        if working_tree:
+            names = run("git", "-C", repo, "ls-files", "-z", "--cached", "--others",
+                        "--exclude-standard").split("\0")  # fmt: skip
+            there = [name for name in names if name and (repo / name).is_file()]
+            argv = ["tar", "-C", repo, "--null", "--files-from=-", "--create"]
+            packed = subprocess.run(
+                argv, input="\0".join(there).encode(), capture_output=True, check=True
+            ).stdout
+        else:
+            packed = subprocess.run(
+                ["git", "-C", repo, "bundle", "create", "-", "HEAD"],
+                capture_output=True, check=True,
+            ).stdout  # fmt: skip
+        self.run(f"mkdir -p {target}").ok()
+        if working_tree:
+            self._unpack(packed, target)
+        else:
+            self.write("/tmp/clone.bundle", packed)
+            self.run(f"git clone -q /tmp/clone.bundle {target} && rm /tmp/clone.bundle").ok()
+
+    def _unpack(self, tar: bytes, target: str) -> None:
+        argv = ["docker", "exec", "--interactive", self.name]
+        argv += ["tar", "--extract", "--no-same-owner", "--no-overwrite-dir", "-C", target]
+        done = subprocess.run(argv, input=tar, capture_output=True, check=False)
+        if done.returncode:
+            raise HostError(f"cannot write to {self.name}:{target}: {done.stderr.decode()}")
+
+    def listing(self, *roots: str, skip: tuple[str, ...] = ()) -> dict[str, str]:
+        """Path -> type, mode, owner, time, size, link target of every file on the machine."""
+        prune = " -o ".join(f"-path {shlex.quote(path)}" for path in ("/proc", "/sys", *skip))
+        command = (
+            f"find {' '.join(roots or ('/',))} \\( {prune} \\)  -prune -o "
+            r"-printf '%p\t%y %m %u:%g %T@ %s %l\n'"
+        )
+        rows = (line.partition("\t") for line in self.run(command).ok().output.splitlines())
+        files = {}
+        for path, _, facts in rows:
+            kind, mode, owner, changed, size, link = facts.split(" ", 5)
+            # A folder's time and size follow from its entries, which are listed themselves.
+            tail = () if kind == "d" else (changed, size, link)
+            files[path] = " ".join((kind, mode, owner, *tail))
+        return files
+
+    # Processes and ports
+
+    def processes(self) -> list[Process]:
+        """Every process but the first one and its sleep; threads and the dead left out."""
+        rows = run("docker", "top", self.name, "-eo", "pid,ppid,uid,stat,args").splitlines()[1:]
+        accounts = (line.split(":") for line in self.read("/etc/passwd").splitlines())
+        users = {account[2]: account[0] for account in accounts}
+        found = []
+        for row in rows:
+            pid, parent, uid, state, command = row.split(None, 4)
+            if not state.startswith("Z") and not command.endswith("sleep infinity"):
+                found.append(Process(int(pid), int(parent), users.get(uid, uid), command))
+        return found
+
+    def listeners(self) -> set[tuple[str, int]]:
+        """(address, port) of every listening TCP socket; IPv6's any-address is `::`."""
+        found = set()
+        for line in self.run("cat /proc/net/tcp /proc/net/tcp6").ok().output.splitlines():
+            fields = line.split()
+            if len(fields) > 3 and fields[3] == "0A":
+                host, port = fields[1].split(":")
+                found.add((_address(host), int(port, 16)))
+        return found
+
+    def kill(self, *processes: Process, signal: int = 9) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal)
+
+    def kill_tree(self, pattern: str) -> list[Process]:
+        """SIGKILL the processes whose command holds `pattern` and all they started, at one moment.
+
+        What has left its parent (a daemon) lives on. Returns what was killed.
+        """
+        everything = self.processes()
+        doomed = [process for process in everything if pattern in process.command]
+        for process in doomed:
+            doomed += [p for p in everything if p.parent == process.pid and p not in doomed]
+        self.kill(*doomed, signal=19)
+        self.kill(*doomed)
+        return doomed
+
+
+def _address(text: str) -> str:
+    raw = bytes.fromhex(text)
+    words = [raw[i : i + 4][::-1] for i in range(0, len(raw), 4)]
+    if len(words) == 1:
+        return ".".join(map(str, words[0]))
+    joined = b"".join(words)
+    if joined[:12] == bytes(10) + b"\xff\xff":
+        return ".".join(map(str, joined[12:]))
+    return {bytes(16): "::", bytes(15) + b"\1": "::1"}.get(joined, joined.hex(":", 2))
+
+
+def leftovers() -> list[str]:
+    """Names of test machines that still exist (of an aborted run, or kept on purpose)."""
+    return run("docker", "ps", "--all", "--format", "{{.Names}}", "--filter",
+               f"label={LABEL}").split()  # fmt: skip
