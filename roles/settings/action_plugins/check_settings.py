@@ -1,0 +1,366 @@
+"""Check the settings of every role at once; the documentation is in library/check_settings.py."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+import stat
+from pathlib import Path
+
+import yaml
+from ansible import constants as C
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.action import ActionBase
+
+try:  # only says where a value was set; without it the messages are shorter
+    from ansible._internal._datatag._tags import Origin
+except ImportError:
+    Origin = None
+
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+MAGIC = C.INTERNAL_STATIC_VARS | {"environment", "omit", "vars", "discovered_interpreter_python"}
+INTERNAL_PREFIXES = ("ansible_", "__", "molecule_")
+KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping",
+    "list": "a list", "path": "a path", "str": "text",
+}  # fmt: skip
+
+AUTO_OR_COUNT = {
+    "max_model_len", "max_num_seqs", "max_num_batched_tokens",
+    "tensor_parallel_size", "pipeline_parallel_size",
+}  # fmt: skip
+URLS = {"modelscope_endpoint", "huggingface_endpoint", "ollama_registry"}
+CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+PLAIN_PATH = re.compile(r"/[\w.+@=/-]*[\w.+@=-]/?")
+
+GGUF_ENGINES = {"ollama", "llamacpp"}
+TENSOR_ENGINES = {"vllm", "sglang"}
+NOT_IN_GGUF = {"fp8", "awq", "gptq"}
+KV_OF_GGUF = {"auto", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"}
+KV_OF_TENSORS = {"auto", "bf16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"}
+
+SECRET_LENGTH = 24
+PLACEHOLDER = re.compile(
+    r"change.?me|password|passwd|secret|example|placeholder|your.?(api.?)?key|test.?key|1234567"
+    r"|x{5,}|^(sk-)?x+$|<.*>|\{\{.*\}\}",
+    re.IGNORECASE,
+)
+
+
+def show(value) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def problem(name, value, what, fix) -> str:
+    return f"{name}: value {value} {what}; fix: {fix}"
+
+
+def nearest(name, known) -> str | None:
+    return next(iter(difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.6)), None)
+
+
+def load_roles(roles: Path) -> tuple[dict, set]:
+    """All documented settings of the project, and the names its roles define in vars."""
+    specs, names = {}, set()
+    paths = roles.glob("*/meta/argument_specs.yml")
+    for path in sorted(paths, key=lambda path: (path.parts[-3] != "settings", path)):
+        entries = yaml.load(path.read_text(encoding="utf-8"), Loader)["argument_specs"]
+        for entry in entries.values():
+            specs.update(entry.get("options") or {})
+    for path in roles.glob("*/*/*.yml"):
+        if path.parent.name in ("vars", "defaults"):
+            names.update(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return specs, names
+
+
+def unknown_names(names, documented, internal, ignore) -> list[tuple[str, str | None]]:
+    """Names that no role knows, each with the nearest setting."""
+    return [
+        (name, nearest(name, documented))
+        for name in sorted(names)
+        if name not in documented
+        and name not in internal
+        and name not in MAGIC
+        and not name.startswith(INTERNAL_PREFIXES)
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
+    ]
+
+
+def check_value(name, value, spec) -> tuple[str, str] | None:
+    """What is wrong with one value, as (what, fix), by its spec and by what its name means."""
+    kind, choices = spec.get("type", "str"), spec.get("choices")
+    if kind in ("list", "dict") and isinstance(value, str):
+        return (
+            f"is text, not {KINDS[kind]}",
+            f"write it in the inventory, or as JSON: -e '{{\"{name}\": ...}}'",
+        )
+    if choices and kind == "str" and str(value) not in choices:
+        close = nearest(value, choices)
+        return (
+            "is not one of its choices",
+            (f"did you mean {close}? " if close else "") + "use one of " + ", ".join(choices),
+        )
+    errors = ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages
+    if errors:
+        return f"is not valid ({'; '.join(errors)})", f"give {KINDS.get(kind, kind)}"
+    return check_range(name, value, kind)
+
+
+def check_range(name, value, kind) -> tuple[str, str] | None:
+    if kind == "int" and name.endswith("_port") and not 1 <= int(value) <= 65535:
+        return "is not a TCP port", "give a number from 1 to 65535"
+    if name in AUTO_OR_COUNT and str(value) != "auto":
+        if not re.fullmatch(r"[1-9]\d*", str(value)):
+            return "is neither auto nor a whole number above 0", "give auto or a number above 0"
+    elif name == "gpu_memory_utilization" and str(value) != "auto":
+        if not re.fullmatch(r"\d*\.?\d+", str(value)) or not 0 < float(value) <= 1:
+            return "is neither auto nor a share", "give auto, or above 0 and up to 1, as 0.9"
+    elif name == "enforce_eager" and str(value).lower() not in ("auto", "true", "false"):
+        return "is neither auto nor a truth value", "give auto, true or false"
+    elif name in URLS and not re.fullmatch(r"https?://[^\s/]+\S*", str(value)):
+        return "is not a URL", "give http://HOST or https://HOST"
+    elif name == "data_path" and not PLAIN_PATH.fullmatch(str(value)):
+        return (
+            "is not a folder this project can have for itself",
+            "give an absolute path below /, of letters, digits and . _ + @ = -",
+        )
+    elif name == "api_keys":
+        return check_clients(value)
+    elif name == "plan_hardware":
+        return check_hardware(value)
+    return None
+
+
+def check_clients(clients) -> tuple[str, str] | None:
+    if not clients:
+        return "names no client", "name at least one: [default]"
+    if len(set(clients)) != len(clients):
+        return "names a client twice", "name each client once"
+    for client in clients:
+        if not CLIENT_NAME.fullmatch(str(client)):
+            return f"holds the name {show(client)}", "use letters, digits, - and _, at most 64"
+    return None
+
+
+def check_hardware(hardware) -> tuple[str, str] | None:
+    sizes = [(key, hardware[key]) for key in ("ram_mib", "cpus", "disk_free_mib")
+             if key in hardware]  # fmt: skip
+    sizes += [("gpus: memory_mib", gpu["memory_mib"]) for gpu in hardware.get("gpus") or []]
+    for key, size in sizes:
+        if int(size) < 1:
+            return f"has {key} {size}", f"give {key} above 0"
+    return None
+
+
+def contradictions(settings: dict, host: str) -> list[str]:
+    """Values that are right alone and wrong together."""
+    found = []
+    value = settings.get
+
+    def clash(name, what, fix):
+        found.append(problem(name, show(value(name)), what, fix))
+
+    engine, precision, kv_type = value("engine"), value("precision"), value("kv_cache_dtype")
+    if engine in GGUF_ENGINES:
+        if precision in NOT_IN_GGUF:
+            clash("precision", f"cannot be read by engine {engine}, which reads GGUF files",
+                  "use auto, q4_k_m, q5_k_m or q8_0, or engine vllm")  # fmt: skip
+        if kv_type not in KV_OF_GGUF:
+            clash("kv_cache_dtype", f"is not known to engine {engine}",
+                  "use auto, f16, q8_0 or q4_0")  # fmt: skip
+        if str(value("pipeline_parallel_size")) not in ("auto", "1"):
+            clash("pipeline_parallel_size", f"means nothing to engine {engine}",
+                  "use auto, or engine vllm or sglang")  # fmt: skip
+    if engine in TENSOR_ENGINES:
+        if re.match(r"q\d_|f16", str(precision)):
+            clash("precision", f"is a GGUF type, which engine {engine} is not given",
+                  "use auto, bf16, fp8, awq or gptq, or engine llamacpp or ollama")  # fmt: skip
+        if kv_type not in KV_OF_TENSORS:
+            clash("kv_cache_dtype", f"is not known to engine {engine}",
+                  "use auto, bf16 or fp8")  # fmt: skip
+
+    tokens, sequences = str(value("max_num_batched_tokens")), str(value("max_num_seqs"))
+    if tokens.isdigit() and sequences.isdigit() and int(tokens) < int(sequences):
+        clash("max_num_batched_tokens", f"is less than max_num_seqs, {sequences}",
+              f"give at least {sequences}, or auto")  # fmt: skip
+
+    hardware, parallel = value("plan_hardware"), str(value("tensor_parallel_size"))
+    if hardware and parallel.isdigit():
+        cards = len(hardware.get("gpus") or [])
+        if int(parallel) > max(cards, 1):
+            clash("tensor_parallel_size", f"asks for more GPUs than plan_hardware has, {cards}",
+                  f"use auto or at most {max(cards, 1)}")  # fmt: skip
+
+    if value("model_fallback") and host != "local":
+        clash("model_fallback", f"is set on host {host}; only the host `local` may fall back",
+              "leave it empty, and set model_sources to a source that answers")  # fmt: skip
+
+    if value("gateway_tls") == "own":
+        for name in ("gateway_tls_certificate", "gateway_tls_key"):
+            if not value(name):
+                clash(name, "is empty while gateway_tls is own",
+                      f"set {name} to a file on the controller")  # fmt: skip
+
+    ports = {}
+    for name in sorted(name for name in settings if name.endswith("_port")):
+        other = ports.setdefault(str(settings[name]), name)
+        if other != name:
+            clash(name, f"is also the value of {other}", f"give {name} a port of its own")
+    return found
+
+
+def check_models(settings: dict, catalogue) -> list[str]:
+    known = {*catalogue, *(settings.get("models") or {})}
+    found = []
+    for name in ("model", "model_fallback"):
+        value = settings.get(name)
+        if known and value not in (None, "", "auto") and value not in known:
+            close = nearest(value, known)
+            found.append(
+                problem(
+                    name, show(value), "is not in the catalogue nor in models",
+                    (f"did you mean {close}? " if close else "") + "use auto or one of "
+                    + ", ".join(sorted(known)),
+                )
+            )  # fmt: skip
+    return found
+
+
+def weak_secret(secret: str) -> str | None:
+    if PLACEHOLDER.search(secret):
+        return "is a placeholder"
+    if len(secret) < SECRET_LENGTH:
+        return f"has {len(secret)} characters, at least {SECRET_LENGTH} are needed"
+    if len(set(secret)) < 8:
+        return "repeats the same few characters"
+    return None
+
+
+def check_secret_files(folder: Path) -> list[str]:
+    found = []
+    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+        if not path.is_file():
+            continue
+        if path.stat().st_mode & stat.S_IRWXO:
+            found.append(problem(path, "(hidden)", "is open to every user of this machine",
+                                 f"chmod 600 '{path}'"))  # fmt: skip
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        if path.name.startswith(("api_key", "engine_key")) and not text.startswith("$ANSIBLE_VAULT"):
+            weakness = weak_secret(text)
+            if weakness:
+                found.append(problem(path, "(hidden)", weakness,
+                                     f"rm '{path}', and the next deploy makes a strong one"))  # fmt: skip
+    return found
+
+
+def check_checkout(project: Path) -> list[str]:
+    """Whoever may write here may run commands on every host."""
+    parts = ("", "ansible.cfg", "deploy.yml", "inventories", "playbooks", "roles", "secrets")
+    writable = [
+        path
+        for path in (project / part for part in parts)
+        if path.exists() and path.stat().st_mode & stat.S_IWOTH
+    ]
+    return [
+        problem("checkout", f"'{path}'", "can be written by every user of this machine",
+                f"chmod o-w '{path}'")
+        for path in writable
+    ]  # fmt: skip
+
+
+def origin(*values) -> str:
+    """Where a setting was written, as ` from FILE:LINE`, or nothing."""
+    for value in values:
+        tag = Origin and Origin.get_tag(value)
+        if tag and tag.path:
+            return f" from {tag.path}" + (f":{tag.line_num}" if tag.line_num else "")
+        if tag and tag.description and "-e" in tag.description:
+            return " from -e"
+    return ""
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp=None, task_vars=None):
+        result = super().run(tmp, task_vars)
+        _, args = self.validate_argument_spec(
+            {
+                "project": {"type": "path", "required": True},
+                "refuse": {"type": "bool", "default": False},
+            }
+        )
+        project, self.task_vars = Path(args["project"]), task_vars
+        specs, internal = load_roles(project / "roles")
+        settings, self.problems = {}, []
+        self.read_settings(specs, settings)
+
+        ignore = settings.get("settings_ignore") or []
+        given = set(task_vars) - self.made_by_tasks()
+        for name, close in unknown_names(given, specs, internal, ignore):
+            self.add(name, task_vars[name], "is set, but no role has a setting of this name",
+                     f"did you mean {close}? " * bool(close)
+                     + "Correct the name, or list it in settings_ignore")  # fmt: skip
+
+        host = task_vars["inventory_hostname"]
+        self.problems += contradictions(settings, host)
+        self.problems += check_models(settings, self.catalogue(project))
+        folder = settings.get("secrets_path") or project / "secrets" / host
+        self.problems += check_secret_files(Path(folder))
+        self.problems += check_checkout(project)
+
+        if args["refuse"] and self.problems:
+            result["failed"] = True
+            result["msg"] = "Refused, nothing was changed:\n" + "\n".join(
+                f"{number}. {text}" for number, text in enumerate(self.problems, 1)
+            )
+        return result | {"changed": False, "problems": self.problems}
+
+    def add(self, name, raw, what, fix, hidden=False):
+        value = "(hidden)" if hidden else show(raw)
+        self.problems.append(problem(name, value + origin(raw, name), what, fix))
+
+    def read_settings(self, specs, settings):
+        """Fill `settings` with the values that are right by themselves."""
+        reasons = set()  # one broken setting breaks the defaults made from it
+        for name, spec in specs.items():
+            if name not in self.task_vars:
+                continue
+            raw, hidden = self.task_vars[name], bool(spec.get("no_log"))
+            try:
+                value = self._templar.template(raw)
+                str(value)  # an encrypted value is read only now
+            except Exception as error:
+                reason = (getattr(error, "message", None) or str(error)).splitlines()[0]
+                if reason not in reasons:
+                    reasons.add(reason)
+                    self.add(name, raw, f"cannot be computed ({reason})",
+                             "define what it refers to, or write the value out", hidden)  # fmt: skip
+                continue
+            wrong = check_value(name, value, spec)
+            if not wrong and hidden and isinstance(value, str) and value:
+                weakness = weak_secret(value)
+                wrong = weakness and (weakness, f"give {SECRET_LENGTH} random characters or more")
+            if wrong:
+                self.add(name, raw if origin(raw) else value, *wrong, hidden)
+            else:
+                settings[name] = value
+
+    def made_by_tasks(self) -> set:
+        """Names registered or set by earlier tasks, as in a second playbook of the same run."""
+        manager = getattr(self._task, "_variable_manager", None)
+        host = self.task_vars["inventory_hostname"]
+        return {
+            name
+            for cache in ("_nonpersistent_fact_cache", "_vars_cache")
+            for name in getattr(manager, cache, {}).get(host, {})
+        }
+
+    def catalogue(self, project) -> set:
+        """Names of the models the planner knows."""
+        return set()
