@@ -1,6 +1,6 @@
 """Bring up a test host by hand, from the root of the clone.
 
-python3 tests/hosts up      a clean machine with the working tree in /root/deepseek-r1
+python3 tests/hosts up      a clean machine with a clone in /root/deepseek-r1
 python3 tests/hosts list    the test machines that exist
 python3 tests/hosts down    remove them
 """
@@ -17,7 +17,7 @@ from hosts.shell import HostError, run  # noqa: E402
 
 def up() -> None:
     host = machine.Machine(image.CLEAN_DEBIAN12)
-    host.clone(REPO, "/root/deepseek-r1", working_tree=True)
+    host.clone(REPO, "/root/deepseek-r1")
     print(f"{' '.join(host.argv('exec bash', '/root/deepseek-r1')).replace('exec', 'exec -it', 1)}")
 
 

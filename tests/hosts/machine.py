@@ -7,12 +7,13 @@ import os
 import shlex
 import subprocess
 import tarfile
+import tempfile
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import debian, engine, image
+from . import clone, debian, engine, image
 from .shell import HostError, run, say
 
 LABEL = "deepseek-r1-test"
@@ -141,27 +142,12 @@ class Machine:
     def copy(self, source: Path, target: str) -> None:
         run("docker", "cp", source, f"{self.name}:{target}")
 
-    def clone(self, repo: Path, target: str, working_tree: bool = False) -> None:
-        """Put a clone of HEAD there, or of the working tree as git sees it (nothing ignored)."""
-        if working_tree:
-            names = run("git", "-C", repo, "ls-files", "-z", "--cached", "--others",
-                        "--exclude-standard").split("\0")  # fmt: skip
-            there = [name for name in names if name and (repo / name).is_file()]
-            argv = ["tar", "-C", repo, "--null", "--files-from=-", "--create"]
-            packed = subprocess.run(
-                argv, input="\0".join(there).encode(), capture_output=True, check=True
-            ).stdout
-        else:
-            packed = subprocess.run(
-                ["git", "-C", repo, "bundle", "create", "-", "HEAD"],
-                capture_output=True, check=True,
-            ).stdout  # fmt: skip
-        self.run(f"mkdir -p {target}").ok()
-        if working_tree:
-            self._unpack(packed, target)
-        else:
-            self.write("/tmp/clone.bundle", packed)
-            self.run(f"git clone -q /tmp/clone.bundle {target} && rm /tmp/clone.bundle").ok()
+    def clone(self, repo: Path, target: str) -> str:
+        """Put a clone of the repository there; return what it holds (see clone.make)."""
+        with tempfile.TemporaryDirectory() as folder:
+            held = clone.make(repo, Path(folder) / "clone")
+            self.copy(Path(folder) / "clone", target)
+        return held
 
     def _unpack(self, tar: bytes, target: str) -> None:
         argv = ["docker", "exec", "--interactive", self.name]

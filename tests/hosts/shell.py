@@ -24,8 +24,13 @@ def run(*argv, check=True, **popen) -> str:
     return done.stdout
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
+    """Where `say` goes; a test run puts its own reporter here."""
     print(text, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    show(text)
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""A clean machine with the stack on it, shared by all whole-stack tests of a run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests/stack")]
+
+from box import Box  # noqa: E402  (found only from here on)
+from hosts import image, machine, shell  # noqa: E402
+
+
+def pytest_configure(config):
+    """Steps and their seconds are shown while the tests run, whatever pytest captures."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter:
+        shell.show = lambda text: reporter.write_line(f"  {text}")
+
+
+@pytest.fixture
+def clean_box():
+    """Return a function that gives a machine nothing was ever deployed to, with the clone on it."""
+    machines = []
+
+    def make() -> Box:
+        machines.append(machine.Machine(image.CLEAN_DEBIAN12))
+        return Box(machines[-1], REPO)
+
+    yield make
+    for one in machines:
+        one.remove()
+
+
+@pytest.fixture(scope="session")
+def shared_box():
+    """The machine that the tests take over from each other; see Box.want."""
+    with machine.Machine(image.CLEAN_DEBIAN12) as one:
+        yield Box(one, REPO)
+
+
+@pytest.fixture
+def box(shared_box):
+    """A machine with the default deployment, running."""
+    shared_box.want("llamacpp")
+    return shared_box
+
+
+@pytest.fixture(scope="session")
+def ollama_binary() -> Path:
+    """The real Ollama, built once from its source (two to three minutes)."""
+    with shell.step("Ollama built, or found built"):
+        done = subprocess.run(
+            [sys.executable, REPO / "tests/tools/build_ollama"], stdout=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    if done.returncode:
+        pytest.fail("Ollama cannot be built; see the lines above")
+    return Path(done.stdout.split()[-1])
