@@ -1,0 +1,95 @@
+"""Run the checks on the controller or the host, add the memory check, write the report."""
+
+import json
+import os
+import time
+from datetime import UTC, datetime
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from ansible.plugins.action import ActionBase
+
+
+def load_checks():
+    path = Path(__file__).parents[1] / "library/verify_endpoint.py"
+    spec = spec_from_file_location("verify_endpoint_checks", path)
+    checks = module_from_spec(spec)
+    spec.loader.exec_module(checks)
+    return checks
+
+
+def gib(size):
+    return f"{size / 1024**3:.2f} GiB"
+
+
+def judge_memory(measured, memory, engine):
+    """Compare what engine_memory measured with the plan; return (passed, detail)."""
+    plan, logs = memory["planned_bytes"], f"`deepseek-r1 logs {engine}`"
+    if measured.get("failed"):
+        return False, f"engine_memory failed on the host: {measured.get('msg')}"
+    if not measured["processes"]:
+        return False, (
+            f"no process of user {memory['user']} runs on the host. Likely cause: the engine "
+            f"stopped. Next: `deepseek-r1 status`, then {logs}"
+        )
+    used, where = measured["bytes"], "main memory"
+    if memory.get("gpu"):
+        used, where = measured["gpu_bytes"], "the fullest GPU"
+    if used is None:
+        return False, (
+            "nvidia-smi shows no memory of the engine. Likely cause: it silently runs on the CPU. "
+            f"Next: `nvidia-smi` on the host, then {logs}"
+        )
+    told = f"the engine holds {gib(used)} of {where}, the plan allows {gib(plan)}"
+    if used <= plan:
+        return True, told
+    return False, (
+        f"{told}. Likely cause: the plan is too low for this version of the engine, or flags were "
+        f"changed by hand. Next: deploy again; if it stays so, lower max_model_len; {logs}"
+    )
+
+
+def write_report(path, report):
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    draft.replace(target)
+
+
+class ActionModule(ActionBase):
+    _requires_connection = True
+
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        checks = load_checks()
+        _, params = self.validate_argument_spec(argument_spec=checks.ARGUMENTS)
+        if params["where"] == "controller":
+            made = checks.run_checks(params)
+        else:
+            result = self._execute_module("verify_endpoint", params, task_vars=task_vars)
+            if result.get("failed"):
+                return result
+            made = result["checks"]
+        if params["memory"]:
+            made.append(self.check_memory(params, task_vars))
+        passed = all(check["passed"] for check in made)
+        report = {
+            "host": task_vars["inventory_hostname"],
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "endpoint": params["url"],
+            "passed": passed,
+            "checks": made,
+        }
+        if params["report"] and not self._task.check_mode:
+            write_report(params["report"], report)
+        return {"changed": False, **report}
+
+    def check_memory(self, params, task_vars):
+        """Measured last, when the engine has answered."""
+        start, memory = time.monotonic(), params["memory"]
+        arguments = {"user": memory["user"], "gpu": memory.get("gpu", False)}
+        measured = self._execute_module("engine_memory", arguments, task_vars=task_vars)
+        passed, detail = judge_memory(measured, memory, params["engine"])
+        seconds = round(time.monotonic() - start, 3)
+        return {"name": "memory", "passed": passed, "detail": detail, "seconds": seconds}
