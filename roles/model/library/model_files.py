@@ -1,0 +1,1107 @@
+#!/usr/bin/python
+"""Bring one model's files to this host, whole and checked, or leave nothing behind."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import fnmatch
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+---
+module: model_files
+short_description: Fetch a model's files, check them, keep them
+description:
+  - Leaves C(root/model/precision) with the files and a C(.complete) marker, or nothing under
+    that name. Half-fetched data waits in C(.PRECISION.partial) beside it and is resumed.
+  - Sources are tried in the order given. A file that one source delivered is not fetched
+    again from the next.
+  - Every file is checked against its pinned SHA-256, else against the hash the hub names, and
+    is held to that hash from then on.
+options:
+  root:
+    description: Folder that holds all models.
+    type: path
+    required: true
+  model:
+    description: Name of the model, and of its folder.
+    type: str
+    required: true
+  precision:
+    description: Precision, and name of the folder inside the model's.
+    type: str
+    required: true
+  download:
+    description: >
+      What to fetch: C(source) (bundled, file, huggingface, modelscope, ollama), C(repository),
+      C(revision), C(files) (list of C(path), C(bytes), C(sha256); a path may be a pattern where
+      the source has a list; no files means all) and C(alternatives), a list of the same, tried
+      when the first does not deliver. Of a C(file) source the repository is the absolute path
+      of the file or folder.
+    type: dict
+    required: true
+  verify:
+    description: Read all files again and compare their hashes, not just sizes and times.
+    type: bool
+    default: false
+  shipped:
+    description: Folder of the bundled models. The action plugin fills it in.
+    type: path
+  staged:
+    description: >
+      Files that the action plugin has carried to this host: path on the controller to path here.
+    type: dict
+    default: {}
+  defer:
+    description: Do not start anything that takes long; answer C(deferred=true) instead.
+    type: bool
+    default: false
+  huggingface_endpoint:
+    description: Base URL of the Hugging Face hub or a mirror.
+    type: str
+    default: https://huggingface.co
+  huggingface_token:
+    description: Token for gated models. Handed to the client by its environment alone.
+    type: str
+    default: ""
+  modelscope_endpoint:
+    description: Base URL of ModelScope.
+    type: str
+    default: https://www.modelscope.cn
+  ollama_registry:
+    description: Base URL of an Ollama registry.
+    type: str
+    default: https://registry.ollama.ai
+  hub_venv:
+    description: Folder for the hubs' clients; one environment each, made when first needed.
+    type: path
+    default: /opt/deepseek-r1/hub
+  requirements:
+    description: Hashed requirements of each client, by source. The action plugin fills it in.
+    type: dict
+    default: {}
+"""
+
+EXAMPLES = r"""
+- name: Fetch a model
+  model_files:
+    root: /var/lib/deepseek-r1/models
+    model: deepseek-r1-1.5b
+    precision: q4_k_m
+    download:
+      source: ollama
+      repository: deepseek-r1
+      revision: 1.5b
+      files:
+        - path: deepseek-r1-1.5b-q4_k_m.gguf
+          bytes: 1117320512
+          sha256: aabd4debf0c8f08881923f2c25fc0fdeed24435271c2b3e92c4af36704040dbc
+"""
+
+RETURN = r"""
+model_path:
+  description: The GGUF file (the first of a split one), else the folder.
+  type: str
+  returned: always
+source:
+  description: Where the files came from, or would come from.
+  type: str
+  returned: always
+files:
+  description: Files with path, bytes and sha256.
+  type: list
+  elements: dict
+  returned: always
+bytes_fetched:
+  description: Bytes that this run brought to the host.
+  type: int
+  returned: when files were fetched
+deferred:
+  description: True when a long fetch is due and O(defer) kept this call from starting it.
+  type: bool
+  returned: when O(defer) is set
+transfer:
+  description: Paths on the controller that have to be carried to this host first.
+  type: list
+  elements: str
+  returned: when needed
+progress:
+  description: File that tells how far a running fetch is.
+  type: str
+  returned: when O(deferred) is true
+"""
+
+CHUNK = 1 << 20
+# Local files below this are copied at once, without the detour of a background job.
+SMALL = 256 << 20
+WORKERS = 4
+HUBS = ("huggingface", "modelscope")
+FICLONE = 0x40049409
+
+# Both programs run in their client's own environment. They read a request from stdin, answer
+# with one JSON line, and keep unfinished data in PATH.incomplete, from which they resume.
+CLIENT_FRAME = r"""
+import json, os, sys
+from concurrent.futures import ThreadPoolExecutor
+
+ask = json.load(sys.stdin)
+
+def answer(**value):
+    print(json.dumps(value), flush=True)
+
+def main():
+    try:
+        if sys.argv[1] == "list":
+            return answer(files=list_files())
+        with ThreadPoolExecutor(ask["workers"]) as pool:
+            for job in [pool.submit(fetch, file) for file in ask["files"]]:
+                job.result()
+        answer(done=True)
+    except Exception as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        answer(error="%s: %s" % (type(error).__name__, error), status=status,
+               errno=getattr(error, "errno", None))
+"""
+
+CLIENTS = {
+    "huggingface": CLIENT_FRAME
+    + r"""
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
+
+def list_files():
+    tree = HfApi().list_repo_tree(ask["repository"], recursive=True, revision=ask["revision"])
+    return [
+        {"path": item.path, "bytes": item.size, "git": item.blob_id,
+         "sha256": item.lfs.sha256 if item.lfs else None}
+        for item in tree if hasattr(item, "size")
+    ]
+
+# hf_hub_download begins again after a killed run; http_get beneath it can go on.
+def fetch(file):
+    url = hf_hub_url(ask["repository"], file["path"], revision=ask["revision"])
+    target = os.path.join(file["folder"], file["path"])
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with open(target + ".incomplete", "ab") as stream:
+        if stream.tell() > file["bytes"]:
+            stream.truncate(0)
+        http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(),
+                 expected_size=file["bytes"])
+    os.replace(target + ".incomplete", target)
+
+main()
+""",
+    "modelscope": CLIENT_FRAME
+    + r"""
+from modelscope_hub import HubApi
+
+def list_files():
+    files = HubApi().list_repo_files(
+        ask["repository"], repo_type="model", revision=ask["revision"], recursive=True)
+    return [{"path": item.path, "bytes": item.size, "git": None, "sha256": item.sha256 or None}
+            for item in files]
+
+def fetch(file):
+    HubApi().download_file(
+        ask["repository"], repo_type="model", file_path=file["path"], revision=ask["revision"],
+        local_dir=file["folder"], file_size=file["bytes"])
+
+main()
+""",
+}
+
+
+class SourceFailed(Exception):
+    """This source does not deliver; the next may."""
+
+
+class Fatal(Exception):
+    """No source can help."""
+
+
+def megabytes(count):
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count:,} bytes"
+
+
+def write_json(path, value):
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(value, stream, indent=1, sort_keys=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.chmod(0o644)
+    temporary.replace(path)
+
+
+def read_json(path, default):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default
+
+
+def stamp(path):
+    status = path.stat()
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def is_pattern(path):
+    return any(sign in path for sign in "*?[")
+
+
+def checked_path(path):
+    parts = path.split("/")
+    if path.startswith("/") or ".." in parts or "" in parts:
+        raise Fatal(f"The path '{path}' of a model file leaves the model's folder.")
+    return path
+
+
+def label(source):
+    revision = "@" + source["revision"] if source.get("revision") else ""
+    return "{} {}{}".format(source["source"], source.get("repository") or "", revision)
+
+
+class Progress:
+    """A small file that says how far we are, rewritten about once a second."""
+
+    def __init__(self, path):
+        self.path, self.last = path, 0.0
+        self.state = {"phase": "starting", "source": "", "done": 0, "total": 0, "beat": 0}
+
+    def tell(self, force=False, **state):
+        self.state.update(state)
+        now = time.monotonic()
+        if not force and now - self.last < 1:
+            return
+        self.last = now
+        self.state["beat"] += 1
+        try:
+            new = self.path.with_name("progress.new")
+            new.write_text(json.dumps(self.state), encoding="utf-8")
+            new.replace(self.path)
+        except OSError:
+            return  # a full disk shows where it matters
+
+
+class Fetch:
+    def __init__(self, module):
+        self.module = module
+        self.args = module.params
+        precision = self.args["precision"]
+        self.home = Path(self.args["root"], self.args["model"])
+        self.final = self.home / precision
+        self.partial = self.home / f".{precision}.partial"
+        self.old = self.home / f".{precision}.old"
+        self.whole = self.partial / "model"
+        self.raw = self.partial / "fetch"
+        self.pins_path = self.home / ".pins.json"
+        self.pins = read_json(self.pins_path, {})
+        self.progress = Progress(self.partial / "progress.json")
+        self.lock = None
+        self.fetched = 0
+        first = self.args["download"]
+        self.sources = [first, *(first.get("alternatives") or [])]
+        self.verified = {}
+
+    # What is there
+
+    def marker(self):
+        return read_json(self.final / ".complete", {})
+
+    def good_files(self, marker):
+        """Files of the final folder that are as they were when they were checked."""
+        good = {}
+        for file in marker.get("files", []):
+            path = self.final / file["path"]
+            try:
+                same = stamp(path) == {"bytes": file["bytes"], "mtime_ns": file["mtime_ns"]}
+                if same and self.args["verify"]:
+                    self.progress.tell(phase="checking", total=file["bytes"], done=0)
+                    same = self.sha256(path) == file["sha256"]
+            except OSError:
+                same = False
+            if same:
+                good[file["path"]] = file
+        return good
+
+    def satisfied(self, marker, good):
+        if not marker or len(good) != len(marker["files"]):
+            return False
+        return any(self.matches(source, marker, good) for source in self.sources)
+
+    def matches(self, source, marker, good):
+        same = all(
+            source.get(key) == marker.get(key) for key in ("source", "repository", "revision")
+        )
+        for file in self.wanted(source):
+            if is_pattern(file["path"]):
+                if not same or not fnmatch.filter(good, file["path"]):
+                    return False
+                continue
+            have = good.get(file["path"])
+            if have is None or (file.get("bytes") or have["bytes"]) != have["bytes"]:
+                return False
+            pin = file.get("sha256")
+            if pin != have["sha256"] if pin else not same:
+                return False
+        if not same:
+            return bool(source.get("files"))
+        return not any(self.original_changed(source, file) for file in good.values())
+
+    def original_changed(self, source, file):
+        """A file of the user's own disk is not what it was when we copied it."""
+        try:
+            now = stamp(self.local_path(source, file["path"]))
+        except OSError:
+            return False  # it is gone; our copy is whole
+        return now != file.get("origin", now)
+
+    def wanted(self, source):
+        return [dict(file, path=checked_path(file["path"])) for file in source.get("files") or []]
+
+    def model_path(self, files):
+        ggufs = sorted(path for path in files if path.endswith(".gguf"))
+        return str(self.final / ggufs[0] if ggufs else self.final)
+
+    # One run
+
+    def run(self):
+        marker = self.marker()
+        good = self.good_files(marker)
+        if self.satisfied(marker, good):
+            return self.result(marker, changed=False)
+        if self.module.check_mode:
+            return self.forecast(marker, good)
+        deferred = {"deferred": True, "progress": str(self.progress.path), "changed": False}
+        if self.args["defer"]:
+            missing = self.carried_first()
+            if missing:
+                return {"transfer": missing, "changed": False}
+            if self.takes_long() or not self.take_lock(wait=False):
+                return deferred
+        else:
+            self.take_lock(wait=True)
+            marker = self.marker()
+            good = self.good_files(marker)
+            if self.satisfied(marker, good):
+                return self.result(marker, changed=False)
+        before = marker
+        self.prepare(marker, good)
+        marker = self.from_first_that_delivers()
+        self.publish(marker)
+        return self.result(marker, changed=True, before=before)
+
+    def carried_first(self):
+        """Paths that only the controller has."""
+        source = self.sources[0]
+        if source["source"] not in ("bundled", "file"):
+            return []
+        paths = [self.local_path(source, file["path"]) for file in self.wanted(source)]
+        if source["source"] == "file" and not paths:
+            paths = [Path(source["repository"])]
+        return [str(path) for path in paths if not path.exists()]
+
+    def takes_long(self):
+        source = self.sources[0]
+        if source["source"] not in ("bundled", "file"):
+            return True
+        return sum(file["bytes"] for file in self.listed_locally(source)) > SMALL
+
+    def prepare(self, marker, good):
+        for folder in (self.home, self.partial, self.whole, self.raw):
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        shutil.rmtree(self.old, ignore_errors=True)
+        recorded = read_json(self.partial / "verified.json", {})
+        for path, file in recorded.items():
+            try:
+                wanted = {"bytes": file["bytes"], "mtime_ns": file["mtime_ns"]}
+                if stamp(self.whole / path) == wanted:
+                    self.verified[path] = file
+            except OSError:
+                continue
+        for path, file in good.items():
+            if path not in self.verified:
+                target = self.whole / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                os.link(self.final / path, target)
+                self.verified[path] = dict(file, of=label(marker))
+
+    def from_first_that_delivers(self):
+        reasons = []
+        for source in self.sources:
+            try:
+                files = self.from_source(source)
+            except SourceFailed as error:
+                reasons.append(f"{label(source)}: {error}")
+                continue
+            for reason in reasons:
+                self.module.warn("Source skipped: " + reason)
+            return {
+                "source": source["source"],
+                "repository": source.get("repository"),
+                "revision": source.get("revision"),
+                "files": files,
+            }
+        raise Fatal(
+            "No source delivered {} {}. {} What was fetched is kept; run again to go on.".format(
+                self.args["model"], self.args["precision"], " ".join(reasons)
+            )
+        )
+
+    def from_source(self, source):
+        kind = source["source"]
+        self.progress.tell(force=True, phase="starting", source=kind)
+        if kind in ("bundled", "file"):
+            files = self.listed_locally(source)
+        elif kind in HUBS:
+            files = self.listed_by_hub(source)
+        elif kind == "ollama":
+            files = self.listed_by_ollama(source)
+        else:
+            raise Fatal(
+                f"Unknown source '{kind}'. Known: bundled, file, huggingface, modelscope, ollama."
+            )
+        for file in files:
+            self.settle_pin(source, file)
+        for _attempt in range(2):
+            missing = [file for file in files if not self.have(source, file)]
+            if not missing:
+                break
+            self.require_room(missing)
+            self.bring(source, files, missing)
+            wrong = [text for file in missing for text in self.accept(source, file)]
+            if not wrong:
+                break
+        else:
+            raise SourceFailed(" ".join(wrong))
+        keep = ("path", "bytes", "sha256", "mtime_ns", "origin")
+        return [
+            {key: value for key, value in self.verified[file["path"]].items() if key in keep}
+            for file in files
+        ]
+
+    def have(self, source, file):
+        found = self.verified.get(file["path"])
+        if not found or found["bytes"] != file["bytes"]:
+            return False
+        if file.get("expected"):
+            return found["sha256"] == file["expected"]
+        if file.get("origin"):
+            return found.get("origin") == file["origin"]
+        return found.get("of") == label(source)
+
+    def settle_pin(self, source, file):
+        """The hash to expect: the catalogue's, the one held, or what the hub says."""
+        held = self.pins.get(self.pin_name(source, file))
+        pinned = file.get("pin")
+        named = file.get("sha256")
+        for name, value in (("the pin", pinned), ("the hash recorded at the first fetch", held)):
+            if value and named and value != named:
+                raise SourceFailed(
+                    "{} has SHA-256 {} there, but {} is {}. It was changed under the same name; "
+                    "nothing was fetched. If the change is meant, renew the pin in the catalogue "
+                    "and remove {}.".format(file["path"], named, name, value, self.pins_path)
+                )
+        file["expected"] = pinned or held or named
+
+    def pin_name(self, source, file):
+        return "{} {}".format(label(source), file["path"])
+
+    def require_room(self, missing):
+        need = sum(file["bytes"] for file in missing)
+        for file in missing:
+            need -= self.size_of_raw(file)
+        status = os.statvfs(self.partial)
+        free = status.f_bavail * status.f_frsize
+        if need + (16 << 20) > free:
+            raise Fatal(
+                f"The disk of {self.home} has {megabytes(free)} free, {megabytes(need)} are still "
+                "to be fetched. Free some space or set data_path to a larger disk; what was "
+                "fetched is kept."
+            )
+
+    # Where unfinished data lies: by the hash it will have, so that any source can go on with it.
+
+    def raw_folder(self, source, file):
+        name = file.get("expected") or label(source)
+        return self.raw / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+    @staticmethod
+    def raw_path(file):
+        return file["folder"] / file["path"]
+
+    @staticmethod
+    def part_path(file):
+        return file["folder"] / (file["path"] + ".incomplete")
+
+    def size_of_raw(self, file):
+        size = 0
+        for path in (self.raw_path(file), self.part_path(file)):
+            if path.exists():
+                size = max(size, path.stat().st_size)
+        return min(size, file["bytes"])
+
+    # Lists
+
+    def local_path(self, source, path):
+        base = Path(source.get("repository") or "")
+        if source["source"] == "bundled":
+            return Path(self.args["shipped"] or "", base, path)
+        return base if base.name == path and not base.is_dir() else base / path
+
+    def here(self, path):
+        return Path(self.args["staged"].get(str(path), path))
+
+    def listed_locally(self, source):
+        files = self.wanted(source)
+        base = Path(source.get("repository") or "")
+        if source["source"] == "file" and not files:
+            if self.here(base).is_file():
+                files = [{"path": base.name}]
+            else:
+                found = sorted(path for path in base.rglob("*") if path.is_file())
+                files = [{"path": str(path.relative_to(base))} for path in found]
+        if not files:
+            raise SourceFailed(f"there is no file or folder {base}.")
+        listed = []
+        for file in files:
+            path = self.local_path(source, file["path"])
+            try:
+                origin = stamp(self.here(path))
+            except OSError as error:
+                raise SourceFailed(
+                    f"{path}: {error.strerror}. Correct the entry's path."
+                ) from error
+            if file.get("bytes") and file["bytes"] != origin["bytes"]:
+                raise SourceFailed(
+                    "{} has {} bytes, the catalogue says {}.".format(
+                        path, origin["bytes"], file["bytes"]
+                    )
+                )
+            listed.append(
+                {
+                    "path": file["path"],
+                    "bytes": origin["bytes"],
+                    "pin": file.get("sha256"),
+                    "origin": origin if source["source"] == "file" else None,
+                    "from": self.here(path),
+                }
+            )
+        return self.placed(source, listed)
+
+    def placed(self, source, files):
+        for file in files:
+            file["folder"] = self.raw_folder(source, dict(file, expected=file.get("pin")))
+        return files
+
+    def listed_by_hub(self, source):
+        kind = source["source"]
+        self.require_answer(self.args[kind + "_endpoint"], kind + "_endpoint")
+        found = {file["path"]: file for file in self.ask_client(source, "list")["files"]}
+        wanted = self.wanted(source) or [
+            {"path": path} for path in sorted(found) if not path.startswith(".git")
+        ]
+        listed = []
+        for file in wanted:
+            paths = [file["path"]]
+            if is_pattern(file["path"]):
+                paths = sorted(fnmatch.filter(found, file["path"]))
+            if not paths or paths[0] not in found:
+                raise SourceFailed("there is no file {}.".format(file["path"]))
+            for path in paths:
+                self.same_size(file, found[path]["bytes"])
+                listed.append(dict(found[path], path=checked_path(path), pin=file.get("sha256")))
+        return self.placed(source, listed)
+
+    @staticmethod
+    def same_size(file, size):
+        if file.get("bytes") and file["bytes"] != size:
+            raise SourceFailed(
+                "{} has {} bytes there, the catalogue says {}. It was changed under the same "
+                "name.".format(file["path"], size, file["bytes"])
+            )
+
+    def listed_by_ollama(self, source):
+        self.require_answer(self.args["ollama_registry"], "ollama_registry")
+        listed = []
+        for file in self.wanted(source):
+            digest, size = file.get("sha256"), file.get("bytes")
+            if not (digest and size):
+                layer = self.ollama_layer(source)
+                named = layer["digest"].split(":", 1)[1]
+                if not digest or digest == named:
+                    size = layer["size"]
+                digest = digest or named
+            listed.append(
+                {
+                    "path": file["path"],
+                    "bytes": size,
+                    "sha256": digest,
+                    "pin": file.get("sha256"),
+                    "url": self.ollama_url(source, "blobs/sha256:" + digest),
+                }
+            )
+        return self.placed(source, listed)
+
+    def ollama_url(self, source, rest):
+        name = source["repository"]
+        name = name if "/" in name else "library/" + name
+        return "{}/v2/{}/{}".format(self.args["ollama_registry"].rstrip("/"), name, rest)
+
+    def ollama_layer(self, source):
+        url = self.ollama_url(source, "manifests/" + (source.get("revision") or "latest"))
+        accept = {"Accept": "application/vnd.docker.distribution.manifest.v2+json"}
+        try:
+            request = urllib.request.Request(url, headers=accept)
+            with urllib.request.urlopen(request, timeout=30) as response:
+                layers = json.load(response)["layers"]
+            return next(x for x in layers if x["mediaType"].endswith("ollama.image.model"))
+        except (OSError, ValueError, KeyError, StopIteration) as error:
+            raise SourceFailed(f"{url} holds no model: {error}.") from error
+
+    def require_answer(self, url, setting):
+        """Any answer will do: it saves installing a client for a hub that is not there."""
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+        except (OSError, ValueError) as error:
+            raise SourceFailed(
+                "{} does not answer ({}). Check the network and the proxy, or set {} to a "
+                "mirror.".format(url, getattr(error, "reason", error), setting)
+            ) from error
+
+    # Clients of the hubs
+
+    def client_python(self, kind):
+        home = Path(self.args["hub_venv"])
+        folder, python = home / kind, home / kind / "bin" / "python"
+        text = self.args["requirements"].get(kind, "")
+        want = hashlib.sha256((sys.version + text).encode()).hexdigest()
+        complete = folder / ".complete"
+        home.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = os.open(home, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if read_json(complete, None) == want:
+                return python
+            if sys.version_info < (3, 10):  # noqa: UP036 - a host's Python may be older than ours
+                raise SourceFailed(
+                    f"its client needs Python 3.10 or newer, {sys.executable} is "
+                    f"{sys.version.split()[0]}. Install a newer one and name it in "
+                    "ansible_python_interpreter."
+                )
+            shutil.rmtree(folder, ignore_errors=True)
+            lines = self.partial / "requirements.txt"
+            lines.write_text(text, encoding="utf-8")
+            self.install([sys.executable, "-m", "venv", folder])
+            pip = [python, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps"]
+            self.install([*pip, "--disable-pip-version-check", "--require-hashes", "-r", lines])
+            write_json(complete, want)
+        finally:
+            os.close(lock)
+        return python
+
+    def install(self, command):
+        self.progress.tell(force=True, phase="installing")
+        code, output = self.child(command, None, dict(os.environ), self.progress.tell)
+        if code:
+            raise SourceFailed(
+                "its client cannot be installed: {} ended with {}: {}. Check that python3-venv is "
+                "installed and that pip reaches its index.".format(
+                    " ".join(str(part) for part in command[:4]), code, output.strip()[-600:]
+                )
+            )
+
+    def child(self, command, given, environment, tick):
+        """Run a program that ends when we end; its exit code and output."""
+        libc = ctypes.CDLL(None)
+        log = self.partial / "child.log"
+        with log.open("w+", encoding="utf-8", errors="replace") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.partial,
+                env=environment,
+                pass_fds=[self.lock],
+                preexec_fn=lambda: libc.prctl(1, signal.SIGKILL),
+            )
+            process.stdin.write(json.dumps(given).encode())
+            process.stdin.close()
+            while True:
+                try:
+                    code = process.wait(0.25)
+                    break
+                except subprocess.TimeoutExpired:
+                    tick()
+            output.seek(0)
+            return code, output.read()
+
+    def ask_client(self, source, action, files=(), tell=None):
+        kind = source["source"]
+        python = self.client_python(kind)
+        scratch = str(self.partial / "client")
+        environment = dict(
+            os.environ,
+            HF_ENDPOINT=self.args["huggingface_endpoint"].rstrip("/"),
+            HF_HOME=scratch,
+            HF_HUB_DISABLE_PROGRESS_BARS="1",
+            HF_HUB_DISABLE_TELEMETRY="1",
+            MODELSCOPE_ENDPOINT=self.args["modelscope_endpoint"].rstrip("/"),
+            MODELSCOPE_CACHE=scratch,
+            MODELSCOPE_HOME=scratch,
+        )
+        token = self.args["huggingface_token"]
+        if token:
+            environment["HF_TOKEN"] = token
+        wanted = ("path", "bytes", "folder")
+        request = {
+            "repository": source["repository"],
+            "revision": source.get("revision") or {"huggingface": "main"}.get(kind, "master"),
+            "workers": WORKERS,
+            "files": [
+                {key: str(file[key]) if key == "folder" else file[key] for key in wanted}
+                for file in files
+            ],
+        }
+        command = [python, "-I", "-c", CLIENTS[kind], action]
+        _code, output = self.child(command, request, environment, tell or self.progress.tell)
+        if token:
+            output = output.replace(token, "***")
+        try:
+            answer = json.loads(output.strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            answer = {"error": output.strip()[-600:] or "the client was killed", "status": None}
+        if "error" in answer:
+            self.no_room(answer.get("errno"))
+            status = answer.get("status")
+            answer["final"] = bool(status and 400 <= status < 500 and status not in (408, 429))
+            if action == "list" or answer["final"]:
+                raise SourceFailed(self.advice(kind, answer))
+        return answer
+
+    def advice(self, kind, answer):
+        fix = "Check the network and {}_endpoint ({}).".format(kind, self.args[kind + "_endpoint"])
+        if answer.get("status") in (401, 403):
+            fix = "If the model is gated, set model_huggingface_token to a token that may read it."
+        elif answer.get("status") == 404:
+            fix = "Check repository and revision."
+        return "{} {}".format(answer["error"].strip().splitlines()[0][:600], fix)
+
+    def by_client(self, source, files, tell):
+        failures = 0
+        while files:
+            before = sum(self.size_of_raw(file) for file in files)
+            answer = self.ask_client(source, "fetch", files, tell)
+            if "error" not in answer:
+                return
+            failures = 0 if sum(self.size_of_raw(file) for file in files) > before else failures + 1
+            if failures == 2:
+                raise SourceFailed(self.advice(source["source"], answer))
+            time.sleep(1 + failures)
+
+    def by_http(self, file, tell):
+        part = self.part_path(file)
+        failures = 0
+        while True:
+            have = part.stat().st_size if part.exists() else 0
+            if have == file["bytes"]:
+                break
+            if have > file["bytes"]:
+                part.unlink()
+                continue
+            try:
+                self.by_one_request(file, part, have, tell)
+                trouble = "the connection was cut"
+            except urllib.error.HTTPError as error:
+                error.close()
+                trouble = "HTTP {} for {}".format(error.code, file["url"])
+                if error.code == 416:
+                    part.unlink()
+                elif error.code < 500 and error.code not in (408, 429):
+                    raise SourceFailed(trouble + ". Check repository and sha256.") from error
+            except (OSError, http.client.HTTPException) as error:
+                self.no_room(getattr(error, "errno", None))
+                trouble = str(error)
+            grown = part.exists() and part.stat().st_size > have
+            failures = 0 if grown else failures + 1
+            if failures == 4:
+                raise SourceFailed("{}: {}. Check the network.".format(file["url"], trouble))
+            if failures:
+                time.sleep(2**failures)
+        part.replace(self.raw_path(file))
+
+    @staticmethod
+    def by_one_request(file, part, have, tell):
+        request = urllib.request.Request(file["url"])
+        if have:
+            request.add_header("Range", f"bytes={have}-")
+        with urllib.request.urlopen(request, timeout=30) as response:
+            resumed = response.status == 206
+            with part.open("ab" if resumed else "wb") as stream:
+                while stream.tell() <= file["bytes"]:
+                    block = response.read(CHUNK)
+                    if not block:
+                        break
+                    stream.write(block)
+                    tell()
+
+    # Bring and accept
+
+    def bring(self, source, files, missing):
+        total = sum(file["bytes"] for file in files)
+        whole = total - sum(file["bytes"] for file in missing)
+        start = sum(self.size_of_raw(file) for file in missing)
+
+        def tell(force=False):
+            done = whole + sum(self.size_of_raw(file) for file in missing)
+            self.progress.tell(force, phase="fetching", done=done, total=total)
+
+        tell(force=True)
+        todo = [file for file in missing if not self.raw_path(file).exists()]
+        for file in todo:
+            self.raw_path(file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if source["source"] in HUBS:
+                self.by_client(source, todo, tell)
+            else:
+                for file in todo:
+                    if source["source"] == "ollama":
+                        self.by_http(file, tell)
+                    else:
+                        self.by_copy(file, tell)
+        except OSError as error:
+            self.no_room(error.errno)
+            raise SourceFailed(str(error)) from error
+        finally:
+            end = sum(self.size_of_raw(file) for file in missing)
+            self.fetched += max(0, end - start)
+
+    def no_room(self, number):
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise Fatal(
+                f"The disk of {self.home} is full. Free some space or set data_path to a larger "
+                "disk, then run again: the fetch goes on where it stopped."
+            )
+
+    def by_copy(self, file, tell):
+        part = self.part_path(file)
+        with file["from"].open("rb") as source, part.open("wb") as copy:
+            try:
+                fcntl.ioctl(copy.fileno(), FICLONE, source.fileno())
+            except OSError:
+                while True:
+                    block = source.read(CHUNK)
+                    if not block:
+                        break
+                    copy.write(block)
+                    tell()
+        part.replace(self.raw_path(file))
+
+    def accept(self, source, file):
+        """Check one fetched file and put it with the whole ones; a list of what is wrong."""
+        raw = self.raw_path(file)
+        self.progress.tell(force=True, phase="checking")
+        size = raw.stat().st_size
+        actual = self.sha256(raw)
+        if size != file["bytes"] or (file["expected"] and actual != file["expected"]):
+            raw.unlink()
+            return [
+                "{} is not what it should be: SHA-256 {} ({} bytes) instead of {} ({} bytes), "
+                "fetched twice from {}. The file was thrown away. The source is damaged or "
+                "was changed: use another one (model_sources).".format(
+                    file["path"],
+                    actual,
+                    size,
+                    file["expected"] or "unknown",
+                    file["bytes"],
+                    label(source),
+                )
+            ]
+        if file.get("git") and not file["expected"]:
+            wrong = self.wrong_git_hash(file, raw)
+            if wrong:
+                raw.unlink()
+                return [wrong]
+        target = self.whole / file["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        raw.chmod(0o644)
+        if os.geteuid() == 0:
+            os.chown(raw, 0, 0)
+        self.sync(raw)
+        raw.replace(target)
+        self.verified[file["path"]] = dict(
+            stamp(target), path=file["path"], sha256=actual, of=label(source)
+        )
+        if file.get("origin"):
+            self.verified[file["path"]]["origin"] = file["origin"]
+        write_json(self.partial / "verified.json", self.verified)
+        return []
+
+    def wrong_git_hash(self, file, raw):
+        digest = hashlib.sha1(b"blob %d\0" % file["bytes"])
+        digest.update(raw.read_bytes())
+        if digest.hexdigest() == file["git"]:
+            return None
+        return "{} is not what it should be: git hash {} instead of {}.".format(
+            file["path"], digest.hexdigest(), file["git"]
+        )
+
+    @staticmethod
+    def sync(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def sha256(self, path):
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            for block in iter(lambda: stream.read(CHUNK), b""):
+                digest.update(block)
+                self.progress.tell()
+        return digest.hexdigest()
+
+    def publish(self, marker):
+        if marker["source"] != "file":
+            for file in marker["files"]:
+                self.pins[self.pin_name(marker, file)] = file["sha256"]
+        names = {file["path"] for file in marker["files"]}
+        self.whole.chmod(0o755)
+        for path in self.whole.rglob("*"):
+            if path.is_dir():
+                path.chmod(0o755)
+            elif str(path.relative_to(self.whole)) not in names:
+                path.unlink()
+        write_json(self.whole / ".complete", marker)
+        write_json(self.pins_path, self.pins)
+        if self.final.is_dir():
+            self.final.rename(self.old)
+        self.whole.rename(self.final)
+        self.sync(self.home)
+        shutil.rmtree(self.old, ignore_errors=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    # Lock
+
+    def take_lock(self, wait):
+        self.home.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if self.lock is None:
+            self.lock = os.open(self.home, os.O_RDONLY)
+        while True:
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                if not wait:
+                    return False
+                time.sleep(0.5)
+
+    # Answers
+
+    def text(self, marker):
+        if not marker:
+            return ""
+        lines = [label(marker)]
+        lines += [
+            "{path}  {bytes} bytes  sha256 {sha256}".format(
+                path=file["path"],
+                bytes=file.get("bytes") or "?",
+                sha256=file.get("sha256") or "as the source says",
+            )
+            for file in marker.get("files") or []
+        ]
+        return "\n".join(lines) + "\n"
+
+    def diff(self, before, after):
+        return {
+            "before_header": str(self.final),
+            "after_header": str(self.final),
+            "before": self.text(before),
+            "after": self.text(after),
+        }
+
+    def result(self, marker, changed, before=None):
+        answer = {
+            "changed": changed,
+            "model_path": self.model_path([file["path"] for file in marker["files"]]),
+            "source": marker["source"],
+            "files": marker["files"],
+        }
+        if changed:
+            answer["bytes_fetched"] = self.fetched
+            answer["diff"] = self.diff(before, marker)
+        return answer
+
+    def forecast(self, marker, good):
+        source = self.sources[0]
+        files = source.get("files") or []
+        missing = sum(
+            file.get("bytes") or 0
+            for file in files
+            if good.get(file["path"], {}).get("sha256") != (file.get("sha256") or "none")
+        )
+        return {
+            "changed": True,
+            "model_path": self.model_path([file["path"] for file in files]),
+            "source": source["source"],
+            "files": files,
+            "msg": f"Would fetch {megabytes(missing)} from {label(source)}.",
+            "diff": self.diff(marker, source),
+        }
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "model": {"type": "str", "required": True},
+            "precision": {"type": "str", "required": True},
+            "download": {"type": "dict", "required": True},
+            "verify": {"type": "bool", "default": False},
+            "shipped": {"type": "path"},
+            "staged": {"type": "dict", "default": {}},
+            "defer": {"type": "bool", "default": False},
+            "huggingface_endpoint": {"type": "str", "default": "https://huggingface.co"},
+            "huggingface_token": {"type": "str", "default": "", "no_log": True},
+            "modelscope_endpoint": {"type": "str", "default": "https://www.modelscope.cn"},
+            "ollama_registry": {"type": "str", "default": "https://registry.ollama.ai"},
+            "hub_venv": {"type": "path", "default": "/opt/deepseek-r1/hub"},
+            "requirements": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
+    fetch = Fetch(module)
+    try:
+        try:
+            answer = fetch.run()
+        except OSError as error:
+            fetch.no_room(error.errno)
+            raise
+    except Fatal as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Run the role model in a real play, or its module alone."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+MODULE = REPO / "roles/model/library/model_files.py"
+PLAY = """
+- hosts: all
+  gather_facts: false
+  roles: [model]
+"""
+
+
+@pytest.fixture(scope="session")
+def entry():
+    """Return a function that makes one line of a download's file list."""
+
+    def make(path: str, content: bytes, pinned: bool = True) -> dict:
+        digest = hashlib.sha256(content).hexdigest()
+        return {"path": path, "bytes": len(content), "sha256": digest if pinned else None}
+
+    return make
+
+
+@pytest.fixture
+def bundled(entry, tiny_gguf) -> dict:
+    """The download of the model that ships with the project."""
+    return {
+        "source": "bundled",
+        "repository": "tiny-r1",
+        "revision": None,
+        "files": [entry(tiny_gguf.name, tiny_gguf.read_bytes())],
+    }
+
+
+class Play:
+    """The role in ansible-playbook, on this machine, into a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.data = folder / "data"
+        self.home = self.data / "models/m/q4_k_m"
+        self.marker = self.home / ".complete"
+
+    def __call__(self, download: dict, *flags: str, **settings) -> dict:
+        variables = {
+            "plan_result": {"model": "m", "precision": "q4_k_m", "download": download},
+            "data_path": str(self.data),
+            "r1_opt": str(REPO / ".cache/hub-venv"),
+            "huggingface_endpoint": "http://127.0.0.1:1",
+            "modelscope_endpoint": "http://127.0.0.1:1",
+            "ollama_registry": "http://127.0.0.1:1",
+            "ansible_python_interpreter": sys.executable,
+            **settings,
+        }
+        play, given = self.folder / "play.yml", self.folder / "vars.json"
+        play.write_text(PLAY)
+        given.write_text(json.dumps(variables))
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"),
+            "ANSIBLE_ROLES_PATH": str(REPO / "roles"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        done = subprocess.run(
+            [
+                Path(sys.executable).with_name("ansible-playbook"),
+                *("-i", "box,", "-c", "local", "-e", f"@{given}"),
+                *flags,
+                play,
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        out = done.stdout + done.stderr
+        return {"rc": done.returncode, "out": out, "changed": "changed=1" in out}
+
+
+@pytest.fixture
+def play(tmp_path) -> Play:
+    return Play(tmp_path)
+
+
+def arguments(folder: Path, download: dict, **more) -> str:
+    """The module's arguments, as its stdin takes them."""
+    values = {
+        "root": str(folder / "models"),
+        "model": "m",
+        "precision": "q4_k_m",
+        "download": download,
+        "shipped": str(REPO / "roles/model/files"),
+        "hub_venv": str(REPO / ".cache/hub-venv/hub"),
+        "requirements": {
+            name: (REPO / f"roles/model/files/requirements-{name}.txt").read_text()
+            for name in ("huggingface", "modelscope")
+        },
+        **more,
+    }
+    return json.dumps({"ANSIBLE_MODULE_ARGS": values})
+
+
+@pytest.fixture
+def model_files(tmp_path):
+    """Return a function that runs the module alone and gives its answer."""
+
+    def run(download: dict, **more) -> dict:
+        done = subprocess.run(
+            [sys.executable, MODULE],
+            input=arguments(tmp_path, download, **more),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

@@ -1,0 +1,103 @@
+"""Models that ship with the project or lie on a disk: through the role, in real plays."""
+
+import hashlib
+import json
+import os
+
+from ansible.parsing.dataloader import DataLoader
+
+
+def test_bundled_first_forecast_then_there_then_untouched(play, bundled, tiny_gguf):
+    forecast = play(bundled, "--check", "--diff")
+    assert forecast["rc"] == 0 and forecast["changed"], forecast["out"]
+    assert "tiny-r1-q4_k_m.gguf" in forecast["out"]
+    assert not play.data.exists()
+
+    first = play(bundled)
+    assert first["rc"] == 0 and first["changed"], first["out"]
+    model = play.home / tiny_gguf.name
+    assert model.read_bytes() == tiny_gguf.read_bytes()
+    assert model.stat().st_mode & 0o777 == 0o644
+    assert play.home.stat().st_mode & 0o777 == 0o755
+    marker = json.loads(play.marker.read_text())
+    assert marker["source"] == "bundled"
+    assert marker["files"][0]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert not list(play.home.parent.glob("*.partial"))
+
+    again = play(bundled, "--diff")
+    assert again["rc"] == 0 and not again["changed"], again["out"]
+
+
+def test_damage_is_seen_and_healed(model_files, bundled, tmp_path, tiny_gguf):
+    path = tmp_path / "models/m/q4_k_m" / tiny_gguf.name
+    assert model_files(bundled)["model_path"] == str(path)
+    content = path.read_bytes()
+    before = path.stat()
+
+    path.write_bytes(content[:-1])
+    assert model_files(bundled)["changed"]
+    assert path.read_bytes() == content
+
+    # Same size and time, other bytes: only a full look finds it.
+    before = path.stat()
+    path.write_bytes(content[:-1] + b"!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not model_files(bundled)["changed"]
+    assert model_files(bundled, verify=True)["changed"]
+    assert path.read_bytes() == content
+
+
+def test_own_file_and_own_folder(model_files, entry, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.json").write_text("{}")
+    (own / "model.safetensors").write_bytes(b"weights")
+    download = {"source": "file", "repository": str(own), "revision": None, "files": []}
+    answer = model_files(download)
+    assert answer["changed"]
+    assert answer["model_path"] == str(tmp_path / "models/m/q4_k_m")
+    assert not model_files(download)["changed"]
+
+    (own / "model.safetensors").write_bytes(b"better weights")
+    assert model_files(download)["changed"]
+    kept = tmp_path / "models/m/q4_k_m/model.safetensors"
+    assert kept.read_bytes() == b"better weights"
+
+    single = own / "mine.gguf"
+    single.write_bytes(b"GGUF")
+    download = {"source": "file", "repository": str(single), "files": []}
+    answer = model_files(download, model="single")
+    assert answer["model_path"] == str(tmp_path / "models/single/q4_k_m/mine.gguf")
+
+
+def test_missing_own_file_names_the_path(play):
+    download = {"source": "file", "repository": "/nowhere/mine.gguf", "files": []}
+    answer = play(download)
+    assert answer["rc"] != 0
+    assert "/nowhere/mine.gguf: no such file" in answer["out"]
+    assert "Correct the model entry's path" in answer["out"]
+
+
+def test_wrong_bytes_are_refused_with_both_hashes(model_files, entry, tmp_path):
+    own = tmp_path / "mine.gguf"
+    own.write_bytes(b"this")
+    wanted = {**entry("mine.gguf", b"that")}
+    answer = model_files({"source": "file", "repository": str(own), "files": [wanted]})
+    assert answer["failed"]
+    for text in ("mine.gguf", wanted["sha256"], hashlib.sha256(b"this").hexdigest()):
+        assert text in answer["msg"]
+    assert not (tmp_path / "models/m/q4_k_m").exists()
+
+
+def test_a_path_cannot_leave_the_folder(model_files, entry):
+    for path in ("../mine.gguf", "/etc/mine.gguf", "a//b.gguf"):
+        answer = model_files({"source": "bundled", "files": [entry(path, b"")]})
+        assert "leaves the model's folder" in answer["msg"]
+
+
+def test_role_documents_its_settings(repo):
+    load = DataLoader().load_from_file
+    defaults = load(str(repo / "roles/model/defaults/main.yml"))
+    specs = load(str(repo / "roles/model/meta/argument_specs.yml"))
+    options = specs["argument_specs"]["main"]["options"]
+    assert {name: option["default"] for name, option in options.items()} == defaults
