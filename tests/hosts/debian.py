@@ -20,6 +20,18 @@ def release() -> dict[str, str]:
     return {k: v.strip('"') for k, _, v in (line.partition("=") for line in lines) if k}
 
 
+def install(*packages: str, config: Path | None = None) -> None:
+    """Install packages on this machine, from its own sources or those of an apt config."""
+    if os.geteuid() != 0 or release().get("ID") != "debian":
+        raise HostError(f"{' '.join(packages)} is missing, and only root on Debian gets it for you")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    if config:
+        environment["APT_CONFIG"] = str(config)
+    apt = ["apt-get", "-qq", "--option=DPkg::Lock::Timeout=300"]
+    run(*apt, "update", env=environment)
+    run(*apt, "install", "--yes", "--no-install-recommends", *packages, env=environment)
+
+
 def mirrors() -> dict[str, str]:
     """{"main": URI, "security": URI} of this machine's own apt sources."""
     found = {}

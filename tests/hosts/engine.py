@@ -26,7 +26,7 @@ def ensure() -> None:
     if answers():
         return
     if os.geteuid() != 0:
-        raise HostError("no Docker engine answers, and only root can install one. Fix: start it")
+        raise HostError("no Docker engine answers you. Fix: start it, or join the group docker")
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "engine.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be at it
@@ -37,8 +37,6 @@ def ensure() -> None:
 
 
 def install() -> None:
-    if debian.release().get("ID") != "debian":
-        raise HostError("no dockerd here, and only Debian's is installed for you. Fix: install it")
     mine = debian.release()["VERSION_CODENAME"]
     folder = CACHE / "apt"
     for name in ("lists/partial", "archives/partial"):
@@ -52,15 +50,9 @@ def install() -> None:
         f'Dir::Cache::Archives "{folder}/archives";\n'
         f'APT::Default-Release "{mine}";\n'
         'APT::Sandbox::User "root";\n'
-        'APT::Get::Assume-Yes "true";\n'
-        'DPkg::Lock::Timeout "300";\n'
     )
-    environment = {**os.environ, "APT_CONFIG": str(config), "DEBIAN_FRONTEND": "noninteractive"}
-    wanted = [f"{package}/{SUITE}" for package in PACKAGES]
     with step(f"Docker engine of Debian {SUITE} installed"):
-        run("apt-get", "-qq", "update", env=environment)
-        run("apt-get", "-qq", "install", "--no-install-recommends", "iptables", *wanted,
-            env=environment)  # fmt: skip
+        debian.install("iptables", *(f"{package}/{SUITE}" for package in PACKAGES), config=config)
 
 
 def start() -> None:
@@ -70,12 +62,12 @@ def start() -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with step("Docker engine started"), log.open("ab") as stream:
         daemon = subprocess.Popen(
-            ["setsid", "dockerd", "--mtu", str(mtu())],
+            ["dockerd", "--mtu", str(mtu())],
             stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while not answers():
-            if daemon.poll() not in (None, 0) or time.monotonic() > deadline:
+            if daemon.poll() is not None or time.monotonic() > deadline:
                 raise HostError(f"dockerd does not answer: {log.read_text()[-2000:]}")
             time.sleep(0.2)
     if forward_policy() != before:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import debian
-from .shell import HostError, run, step
+from .shell import run, step
 
 REPOSITORY = "deepseek-r1-test"
 
@@ -57,14 +57,15 @@ def ensure(recipe: Recipe) -> str:
 
 def build(recipe: Recipe, tag: str) -> None:
     if not shutil.which("mmdebstrap"):
-        raise HostError("mmdebstrap is missing. Fix: apt-get install mmdebstrap")
-    lists = ["--keyring=/usr/share/keyrings", f"--include={','.join(recipe.packages)}"]
-    lists += [f"--aptopt={line.rstrip(';')}" for line in debian.apt_settings().splitlines()]
-    lists += [f"--customize-hook={hook}" for hook in recipe.hooks]
-    # The machine's way to the mirror is given to containers when they start, not to the image.
-    lists.append('--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"')
+        with step("mmdebstrap installed"):
+            debian.install("mmdebstrap")
+    options = [f"--include={','.join(recipe.packages)}"]
+    options += [f"--aptopt={line.rstrip(';')}" for line in debian.apt_settings().splitlines()]
+    options += [f"--customize-hook={hook}" for hook in recipe.hooks]
+    # This machine's way to the mirror is given to machines when they start, not to the image.
+    options.append('--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"')
     with step(f"image {tag} made"), tempfile.NamedTemporaryFile(suffix=".tar") as tar:
-        run("mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", *lists, recipe.suite,
+        run("mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", *options, recipe.suite,
             tar.name, "-", input=debian.sources(recipe.suite))  # fmt: skip
         with Path(tar.name).open("rb") as stream:
             subprocess.run(

@@ -17,6 +17,8 @@ BACK_AFTER_CRASH = 30
 
 def test_check_mode_changes_nothing_on_a_fresh_machine(clean_box):
     box = clean_box()
+    assert box.machine.run("command -v curl nginx redis-server sudo systemctl").output == ""
+    assert box.machine.run("ls /usr/sbin/policy-rc.d; python3 -m venv /tmp/venv").rc != 0
     # Making the environment in the clone is no part of the check, so it comes first.
     box.play("make the environment", "bin/bootstrap").result.ok()
     skip = ("/tmp", "/run", f"{CLONE}/.venv", f"{CLONE}/reports", "/root/.ansible")
