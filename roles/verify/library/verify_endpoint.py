@@ -318,7 +318,7 @@ def check_health(visit):
     while True:
         left = wait - (time.monotonic() - start)
         try:
-            answer = visit.door.ask("GET", "/healthz", timeout=min(10, max(left, 5)))
+            answer = visit.door.ask("GET", "/healthz", timeout=min(10, max(left, 3)))
             failed = None
         except Unreachable as error:
             answer, failed = None, error
