@@ -1,0 +1,490 @@
+#!/usr/bin/python
+"""Look at a host: what it is, what it has, who holds its ports, which hubs it can reach."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: inspect_host
+short_description: Look at a host without changing it
+description:
+  - Collects in one call what a plan needs to know about a host. Every piece is read by itself;
+    one that cannot be read becomes a sentence in C(problems), not a failure.
+  - Needs Python 3.9 and its standard library. Without root, the holder of a port of another user
+    is known by its user only.
+options:
+  data_path:
+    description: Folder for models and state; it need not exist.
+    type: str
+    required: true
+  ports:
+    description: TCP ports to look at; what is no number is passed over.
+    type: list
+    elements: str
+    default: []
+  sources:
+    description: Base URLs to try, by name.
+    type: dict
+    default: {}
+  timeout:
+    description: Seconds to wait for a source's answer.
+    type: float
+    default: 3
+  own_paths:
+    description: Folders of this project; a process that runs from them is ours.
+    type: list
+    elements: str
+    default: [/etc/deepseek-r1, /opt/deepseek-r1]
+  own_users:
+    description: How names of this project's users begin.
+    type: str
+    default: r1-
+  os_release:
+    description: File that says which operating system this is.
+    type: str
+    default: /etc/os-release
+attributes:
+  check_mode: {support: full}
+"""
+
+EXAMPLES = r"""
+- name: Look at the host
+  inspect_host:
+    data_path: /var/lib/deepseek-r1
+    ports: [80, 18000]
+    sources: {modelscope: https://www.modelscope.cn}
+  register: inspect_result
+"""
+
+RETURN = r"""
+os:
+  description: Operating system as C({id, version, pretty, codename, family}).
+  type: dict
+  returned: always
+arch:
+  description: Machine type, for example V(x86_64).
+  type: str
+  returned: always
+python:
+  description: Version of the Python that ran this module.
+  type: str
+  returned: always
+glibc:
+  description: Version of the C library, null where it is not glibc.
+  type: str
+  returned: always
+user:
+  description: Name of the user that ran this module; C(root) says whether it is root.
+  type: str
+  returned: always
+cpu:
+  description: Processor as C({model, count, flags}); the count obeys affinity and cgroup quota.
+  type: dict
+  returned: always
+ram_mib:
+  description: Main memory or the cgroup's limit, whichever is less; C(ram_available_mib) is free.
+  type: int
+  returned: always
+disk:
+  description: C({path, free_mib, read_only}) of the nearest folder above O(data_path) that exists.
+  type: dict
+  returned: always
+gpus:
+  description: Cards as C({index, name, uuid, memory_mib, memory_used_mib, compute_capability, mig}).
+  type: list
+  elements: dict
+  returned: always
+driver_version:
+  description: Version of the NVIDIA driver, null without one; C(cuda_version) is what it supports.
+  type: str
+  returned: always
+init:
+  description: V(systemd) or V(none).
+  type: str
+  returned: always
+container:
+  description: Whether the host is a container.
+  type: bool
+  returned: always
+tools:
+  description: Which of C(docker), C(nvidia_smi) and C(apt) are there.
+  type: dict
+  returned: always
+ports:
+  description: Asked ports that are held, each as C({pid, process, user, cmdline, ours}).
+  type: dict
+  returned: always
+sources:
+  description: Each source as C({url, answers, error}).
+  type: dict
+  returned: always
+models_present:
+  description: Complete models under O(data_path) as C(NAME/PRECISION).
+  type: list
+  elements: str
+  returned: always
+problems:
+  description: What could not be read, a sentence each.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import glob
+import os
+import platform
+import pwd
+import re
+import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+import xml.etree.ElementTree as ElementTree
+
+from ansible.module_utils.basic import AnsibleModule
+
+MIB = 1024 * 1024
+CGROUPS = "/sys/fs/cgroup"
+# What a driver too old to tell the compute capability says about its cards.
+CAPABILITY_OF = {
+    "Pascal": "6.1",
+    "Volta": "7.0",
+    "Turing": "7.5",
+    "Ada Lovelace": "8.9",
+    "Hopper": "9.0",
+}
+
+
+def read(path, default=""):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return default
+
+
+def operating_system(path):
+    pairs = re.findall(r"^(\w+)=[\"']?(.*?)[\"']?$", read(path), re.MULTILINE)
+    values = dict(pairs)
+    name = values.get("ID", "unknown")
+    like = [name, *values.get("ID_LIKE", "").split()]
+    return {
+        "id": name,
+        "version": values.get("VERSION_ID", ""),
+        "pretty": values.get("PRETTY_NAME", name),
+        "codename": values.get("VERSION_CODENAME", ""),
+        "family": "debian" if {"debian", "ubuntu"} & set(like) else like[-1],
+    }
+
+
+def glibc():
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION").split()[1]
+    except (ValueError, OSError, AttributeError, IndexError):
+        return None
+
+
+def cgroup_folders(controller, text=None, root=CGROUPS):
+    """This process's cgroup folders from its own up to the top: cgroup v2, or v1's controller."""
+    for line in (read("/proc/self/cgroup") if text is None else text).splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and os.path.exists(os.path.join(root, "cgroup.controllers")):
+            top = root
+        elif controller in controllers.split(","):
+            top = os.path.join(root, controller)
+        else:
+            continue
+        folder = os.path.normpath(top + "/" + path)
+        while folder.startswith(top):
+            yield folder
+            folder = os.path.dirname(folder)
+        return
+
+
+def cgroup_cpus(folders):
+    """The least CPU quota of some cgroup folders, in CPUs, or None."""
+    found = []
+    for folder in folders:
+        quota, period = [*read(folder + "/cpu.max").split(), "", ""][:2]
+        if not quota:
+            quota = read(folder + "/cpu.cfs_quota_us").strip()
+            period = read(folder + "/cpu.cfs_period_us").strip()
+        if quota.isdigit() and period.isdigit() and int(period):
+            found.append(int(quota) / int(period))
+    return min(found, default=None)
+
+
+def cgroup_memory(folders):
+    """The least memory limit of some cgroup folders and what it leaves free, in bytes, or None."""
+    limits, free = [], []
+    for folder in folders:
+        limit = read(folder + "/memory.max") or read(folder + "/memory.limit_in_bytes")
+        if not limit.strip().isdigit() or int(limit) >= 1 << 62:
+            continue
+        used = read(folder + "/memory.current") or read(folder + "/memory.usage_in_bytes", "0")
+        cache = re.search(r"^(?:total_)?inactive_file (\d+)", read(folder + "/memory.stat"), re.M)
+        limits.append(int(limit))
+        free.append(int(limit) - int(used or 0) + int(cache.group(1) if cache else 0))
+    return (min(limits), max(min(free), 0)) if limits else None
+
+
+def processor():
+    info = read("/proc/cpuinfo")
+
+    def field(name):
+        found = re.search(rf"^{name}\s*:\s*(.*)$", info, re.MULTILINE)
+        return found.group(1) if found else ""
+
+    count = len(os.sched_getaffinity(0))
+    quota = cgroup_cpus(cgroup_folders("cpu"))
+    return {
+        "model": field("model name") or platform.machine(),
+        "count": max(1, min(count, int(quota))) if quota else count,
+        "flags": (field("flags") or field("Features")).split(),
+    }
+
+
+def memory():
+    info = dict(re.findall(r"^(\w+):\s+(\d+) kB", read("/proc/meminfo"), re.MULTILINE))
+    total, free = int(info["MemTotal"]) * 1024, int(info["MemAvailable"]) * 1024
+    limit = cgroup_memory(cgroup_folders("memory"))
+    if limit:
+        total, free = min(total, limit[0]), min(free, limit[1])
+    return {"ram_mib": total // MIB, "ram_available_mib": free // MIB}
+
+
+def disk(path):
+    path = os.path.abspath(path)
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    state = os.statvfs(path)
+    return {
+        "path": path,
+        "free_mib": state.f_bavail * state.f_frsize // MIB,
+        "read_only": bool(state.f_flag & os.ST_RDONLY),
+    }
+
+
+def in_container():
+    if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
+        return True
+    signs = read("/proc/1/environ") + read("/run/systemd/container")
+    return "container=" in signs or bool(
+        re.search(r"docker|kubepods|lxc|containerd", read("/proc/1/cgroup"))
+    )
+
+
+def mib(text):
+    found = re.match(r"(\d+) MiB", text or "")
+    return int(found.group(1)) if found else None
+
+
+def parse_gpus(report, capabilities):
+    """Read `nvidia-smi -q -x`, and `--query-gpu=index,compute_cap` as text."""
+    root = ElementTree.fromstring(report)
+    known = dict(re.findall(r"^(\d+), *(\d+\.\d+)$", capabilities, re.MULTILINE))
+    gpus = []
+    for index, gpu in enumerate(root.findall("gpu")):
+        architecture = gpu.findtext("product_architecture", "")
+        gpus.append(
+            {
+                "index": index,
+                "name": gpu.findtext("product_name", "unknown"),
+                "uuid": gpu.findtext("uuid"),
+                "memory_mib": mib(gpu.findtext("fb_memory_usage/total")),
+                "memory_used_mib": mib(gpu.findtext("fb_memory_usage/used")),
+                "compute_capability": known.get(str(index), CAPABILITY_OF.get(architecture)),
+                "mig": gpu.findtext("mig_mode/current_mig") == "Enabled",
+            }
+        )
+    return {
+        "gpus": gpus,
+        "driver_version": root.findtext("driver_version"),
+        "cuda_version": root.findtext("cuda_version"),
+    }
+
+
+def nvidia_smi(*arguments):
+    done = subprocess.run(
+        ["nvidia-smi", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=30,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode:
+        raise OSError("nvidia-smi fails: " + " ".join(done.stdout.split())[:300])
+    return done.stdout
+
+
+def graphics():
+    if not shutil.which("nvidia-smi"):
+        return {}
+    report = nvidia_smi("-q", "-x")
+    try:
+        capabilities = nvidia_smi("--query-gpu=index,compute_cap", "--format=csv,noheader")
+    except OSError:
+        capabilities = ""  # a driver before 510 does not know the question
+    return parse_gpus(report, capabilities)
+
+
+def listeners(ports, tables=("/proc/net/tcp", "/proc/net/tcp6")):
+    """Sockets that listen on one of the ports, as {inode: (port, user id)}."""
+    found = {}
+    for table in tables:
+        for line in read(table).splitlines()[1:]:
+            fields = line.split()
+            port = int(fields[1].rpartition(":")[2], 16)
+            if fields[3] == "0A" and port in ports:
+                found[fields[9]] = (port, int(fields[7]))
+    return found
+
+
+def socket_holders(inodes):
+    """Processes that hold the sockets, as {inode: [pid, ...]}; only those we may look into."""
+    found = {}
+    for link in glob.iglob("/proc/[0-9]*/fd/*"):
+        try:
+            target = os.readlink(link)
+        except OSError:
+            continue
+        inode = target[8:-1] if target.startswith("socket:[") else None
+        if inode in inodes:
+            found.setdefault(inode, []).append(int(link.split("/")[2]))
+    return found
+
+
+def user_name(number):
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def cmdline(pid):
+    return read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+
+
+def parent(pid):
+    found = re.search(r"^PPid:\s*(\d+)", read(f"/proc/{pid}/status"), re.MULTILINE)
+    return int(found.group(1)) if found else 0
+
+
+def holders(ports, own_paths, own_users):
+    sockets = listeners(ports)
+    pids = socket_holders(sockets) if sockets else {}
+    held = {}
+    for inode, (port, uid) in sockets.items():
+        candidates = pids.get(inode, [])
+        # A server's workers share its socket: name the one that started them.
+        pid = next((pid for pid in candidates if parent(pid) not in candidates), None)
+        lineage = [cmdline(pid), cmdline(parent(pid))] if pid else []
+        user = user_name(uid)
+        entry = {
+            "pid": pid,
+            "process": read(f"/proc/{pid}/comm").strip() or None if pid else None,
+            "user": user,
+            "cmdline": lineage[0][:300] if pid else None,
+            "ours": user.startswith(own_users)
+            or any(path in line for path in own_paths for line in lineage),
+        }
+        if not held.get(str(port), {}).get("pid"):
+            held[str(port)] = entry
+    return held
+
+
+def probe(url, timeout, answer):
+    try:
+        with urllib.request.urlopen(url, timeout=timeout):
+            answer.update(answers=True, error=None)
+    except urllib.error.HTTPError as error:
+        answer.update(answers=error.code < 500, error=f"HTTP {error.code}")
+    except (OSError, ValueError) as error:
+        answer.update(error=str(getattr(error, "reason", error)))
+
+
+def start_probes(sources, timeout):
+    """Ask all sources at once; the threads end with the module, however slow a name server is."""
+    answers, threads = {}, []
+    for name, url in sources.items():
+        answers[name] = {"url": url, "answers": False, "error": f"no answer in {timeout:g} s"}
+        # The registry's answer to /v2/ costs nothing; a hub's first page may be slow to make.
+        target = str(url).rstrip("/") + ("/v2/" if name == "ollama" else "/")
+        thread = threading.Thread(target=probe, args=(target, timeout, answers[name]), daemon=True)
+        thread.start()
+        threads.append(thread)
+    return answers, threads
+
+
+def models_present(data_path):
+    marks = glob.glob(os.path.join(glob.escape(data_path), "models", "*", "*", ".complete"))
+    return sorted("/".join(mark.split("/")[-3:-1]) for mark in marks)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "data_path": {"type": "str", "required": True},
+            "ports": {"type": "list", "elements": "str", "default": []},
+            "sources": {"type": "dict", "default": {}},
+            "timeout": {"type": "float", "default": 3},
+            "own_paths": {
+                "type": "list",
+                "elements": "str",
+                "default": ["/etc/deepseek-r1", "/opt/deepseek-r1"],
+            },
+            "own_users": {"type": "str", "default": "r1-"},
+            "os_release": {"type": "str", "default": "/etc/os-release"},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    ports = {int(port) for port in asked["ports"] if port.isdigit()}
+    problems = []
+
+    def guarded(what, function, *arguments, default=None):
+        try:
+            return function(*arguments)
+        except Exception as error:
+            problems.append(f"{what} could not be read: {error}")
+            return default
+
+    sources, probes = start_probes(asked["sources"], asked["timeout"])
+    seen = {
+        "os": guarded("operating system", operating_system, asked["os_release"], default={}),
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+        "glibc": glibc(),
+        "user": user_name(os.geteuid()),
+        "root": os.geteuid() == 0,
+        "cpu": guarded("processor", processor, default={"model": "", "count": 1, "flags": []}),
+        "ram_mib": 0,
+        "ram_available_mib": 0,
+        "disk": guarded("disk", disk, asked["data_path"])
+        or {"path": asked["data_path"], "free_mib": 0, "read_only": False},
+        "gpus": [],
+        "driver_version": None,
+        "cuda_version": None,
+        "init": "systemd" if os.path.isdir("/run/systemd/system") else "none",
+        "container": guarded("container", in_container, default=False),
+        "tools": {
+            "docker": bool(shutil.which("docker")),
+            "nvidia_smi": bool(shutil.which("nvidia-smi")),
+            "apt": bool(shutil.which("apt-get")),
+        },
+        "ports": guarded(
+            "ports", holders, ports, asked["own_paths"], asked["own_users"], default={}
+        ),
+        "models_present": guarded("models", models_present, asked["data_path"], default=[]),
+    }
+    seen.update(guarded("memory", memory, default={}))
+    seen.update(guarded("GPUs", graphics, default={}))
+    for thread in probes:
+        thread.join(asked["timeout"] + 0.2)
+    module.exit_json(changed=False, sources=sources, problems=problems, **seen)
+
+
+if __name__ == "__main__":
+    main()
