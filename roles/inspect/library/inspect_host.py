@@ -3,6 +3,20 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import pwd
+import re
+import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: inspect_host
 short_description: Look at a host without changing it
@@ -89,7 +103,8 @@ disk:
   type: dict
   returned: always
 gpus:
-  description: Cards as C({index, name, uuid, memory_mib, memory_used_mib, compute_capability, mig}).
+  description: Cards as C({index, name, uuid, memory_mib, memory_used_mib, compute_capability,
+    mig}).
   type: list
   elements: dict
   returned: always
@@ -129,22 +144,8 @@ problems:
   returned: always
 """
 
-import glob
-import os
-import platform
-import pwd
-import re
-import shutil
-import subprocess
-import threading
-import urllib.error
-import urllib.request
-import xml.etree.ElementTree as ElementTree
-
-from ansible.module_utils.basic import AnsibleModule
-
 MIB = 1024 * 1024
-CGROUPS = "/sys/fs/cgroup"
+CGROUPS = Path("/sys/fs/cgroup")
 # What a driver too old to tell the compute capability says about its cards.
 CAPABILITY_OF = {
     "Pascal": "6.1",
@@ -157,8 +158,7 @@ CAPABILITY_OF = {
 
 def read(path, default=""):
     try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
+        return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return default
 
@@ -188,16 +188,17 @@ def cgroup_folders(controller, text=None, root=CGROUPS):
     """This process's cgroup folders from its own up to the top: cgroup v2, or v1's controller."""
     for line in (read("/proc/self/cgroup") if text is None else text).splitlines():
         number, controllers, path = line.split(":", 2)
-        if number == "0" and os.path.exists(os.path.join(root, "cgroup.controllers")):
+        if number == "0" and (root / "cgroup.controllers").exists():
             top = root
         elif controller in controllers.split(","):
-            top = os.path.join(root, controller)
+            top = root / controller
         else:
             continue
-        folder = os.path.normpath(top + "/" + path)
-        while folder.startswith(top):
+        folder = top / path.strip("/")
+        yield folder
+        while folder != top:
+            folder = folder.parent
             yield folder
-            folder = os.path.dirname(folder)
         return
 
 
@@ -205,10 +206,10 @@ def cgroup_cpus(folders):
     """The least CPU quota of some cgroup folders, in CPUs, or None."""
     found = []
     for folder in folders:
-        quota, period = [*read(folder + "/cpu.max").split(), "", ""][:2]
+        quota, period = [*read(folder / "cpu.max").split(), "", ""][:2]
         if not quota:
-            quota = read(folder + "/cpu.cfs_quota_us").strip()
-            period = read(folder + "/cpu.cfs_period_us").strip()
+            quota = read(folder / "cpu.cfs_quota_us").strip()
+            period = read(folder / "cpu.cfs_period_us").strip()
         if quota.isdigit() and period.isdigit() and int(period):
             found.append(int(quota) / int(period))
     return min(found, default=None)
@@ -218,11 +219,11 @@ def cgroup_memory(folders):
     """The least memory limit of some cgroup folders and what it leaves free, in bytes, or None."""
     limits, free = [], []
     for folder in folders:
-        limit = read(folder + "/memory.max") or read(folder + "/memory.limit_in_bytes")
+        limit = read(folder / "memory.max") or read(folder / "memory.limit_in_bytes")
         if not limit.strip().isdigit() or int(limit) >= 1 << 62:
             continue
-        used = read(folder + "/memory.current") or read(folder + "/memory.usage_in_bytes", "0")
-        cache = re.search(r"^(?:total_)?inactive_file (\d+)", read(folder + "/memory.stat"), re.M)
+        used = read(folder / "memory.current") or read(folder / "memory.usage_in_bytes", "0")
+        cache = re.search(r"^(?:total_)?inactive_file (\d+)", read(folder / "memory.stat"), re.M)
         limits.append(int(limit))
         free.append(int(limit) - int(used or 0) + int(cache.group(1) if cache else 0))
     return (min(limits), max(min(free), 0)) if limits else None
@@ -254,19 +255,19 @@ def memory():
 
 
 def disk(path):
-    path = os.path.abspath(path)
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
+    path = Path(path).absolute()
+    while not path.is_dir():
+        path = path.parent
     state = os.statvfs(path)
     return {
-        "path": path,
+        "path": str(path),
         "free_mib": state.f_bavail * state.f_frsize // MIB,
         "read_only": bool(state.f_flag & os.ST_RDONLY),
     }
 
 
 def in_container():
-    if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
+    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
         return True
     signs = read("/proc/1/environ") + read("/run/systemd/container")
     return "container=" in signs or bool(
@@ -345,14 +346,17 @@ def listeners(ports, tables=("/proc/net/tcp", "/proc/net/tcp6")):
 def socket_holders(inodes):
     """Processes that hold the sockets, as {inode: [pid, ...]}; only those we may look into."""
     found = {}
-    for link in glob.iglob("/proc/[0-9]*/fd/*"):
-        try:
-            target = os.readlink(link)
-        except OSError:
+    for process in os.scandir("/proc"):
+        if not process.name.isdigit():
             continue
-        inode = target[8:-1] if target.startswith("socket:[") else None
-        if inode in inodes:
-            found.setdefault(inode, []).append(int(link.split("/")[2]))
+        try:
+            for descriptor in os.scandir(process.path + "/fd"):
+                target = str(Path(descriptor.path).readlink())
+                inode = target[8:-1] if target.startswith("socket:[") else None
+                if inode in inodes:
+                    found.setdefault(inode, []).append(int(process.name))
+        except OSError:
+            continue  # it ended, or is another user's
     return found
 
 
@@ -419,8 +423,8 @@ def start_probes(sources, timeout):
 
 
 def models_present(data_path):
-    marks = glob.glob(os.path.join(glob.escape(data_path), "models", "*", "*", ".complete"))
-    return sorted("/".join(mark.split("/")[-3:-1]) for mark in marks)
+    marks = Path(data_path, "models").glob("*/*/.complete")
+    return sorted("/".join(mark.parts[-3:-1]) for mark in marks)
 
 
 def main():
@@ -467,7 +471,7 @@ def main():
         "gpus": [],
         "driver_version": None,
         "cuda_version": None,
-        "init": "systemd" if os.path.isdir("/run/systemd/system") else "none",
+        "init": "systemd" if Path("/run/systemd/system").is_dir() else "none",
         "container": guarded("container", in_container, default=False),
         "tools": {
             "docker": bool(shutil.which("docker")),

@@ -23,14 +23,22 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAGIC = C.INTERNAL_STATIC_VARS | {"environment", "omit", "vars", "discovered_interpreter_python"}
 INTERNAL_PREFIXES = ("ansible_", "__", "molecule_")
 KINDS = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping",
-    "list": "a list", "path": "a path", "str": "text",
-}  # fmt: skip
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "a mapping",
+    "list": "a list",
+    "path": "a path",
+    "str": "text",
+}
 
 AUTO_OR_COUNT = {
-    "max_model_len", "max_num_seqs", "max_num_batched_tokens",
-    "tensor_parallel_size", "pipeline_parallel_size",
-}  # fmt: skip
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+}
 URLS = {"modelscope_endpoint", "huggingface_endpoint", "ollama_registry"}
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PLAIN_PATH = re.compile(r"/[\w.+@=/-]*[\w.+@=-]/?")
@@ -146,8 +154,9 @@ def check_clients(clients) -> tuple[str, str] | None:
 
 
 def check_hardware(hardware) -> tuple[str, str] | None:
-    sizes = [(key, hardware[key]) for key in ("ram_mib", "cpus", "disk_free_mib")
-             if key in hardware]  # fmt: skip
+    sizes = [
+        (key, hardware[key]) for key in ("ram_mib", "cpus", "disk_free_mib") if key in hardware
+    ]
     sizes += [("gpus: memory_mib", gpu["memory_mib"]) for gpu in hardware.get("gpus") or []]
     for key, size in sizes:
         if int(size) < 1:
@@ -166,43 +175,64 @@ def contradictions(settings: dict, host: str) -> list[str]:
     engine, precision, kv_type = value("engine"), value("precision"), value("kv_cache_dtype")
     if engine in GGUF_ENGINES:
         if precision in NOT_IN_GGUF:
-            clash("precision", f"cannot be read by engine {engine}, which reads GGUF files",
-                  "use auto, q4_k_m, q5_k_m or q8_0, or engine vllm")  # fmt: skip
+            clash(
+                "precision",
+                f"cannot be read by engine {engine}, which reads GGUF files",
+                "use auto, q4_k_m, q5_k_m or q8_0, or engine vllm",
+            )
         if kv_type not in KV_OF_GGUF:
-            clash("kv_cache_dtype", f"is not known to engine {engine}",
-                  "use auto, f16, q8_0 or q4_0")  # fmt: skip
+            clash(
+                "kv_cache_dtype", f"is not known to engine {engine}", "use auto, f16, q8_0 or q4_0"
+            )
         if str(value("pipeline_parallel_size")) not in ("auto", "1"):
-            clash("pipeline_parallel_size", f"means nothing to engine {engine}",
-                  "use auto, or engine vllm or sglang")  # fmt: skip
+            clash(
+                "pipeline_parallel_size",
+                f"means nothing to engine {engine}",
+                "use auto, or engine vllm or sglang",
+            )
     if engine in TENSOR_ENGINES:
         if re.match(r"q\d_|f16", str(precision)):
-            clash("precision", f"is a GGUF type, which engine {engine} is not given",
-                  "use auto, bf16, fp8, awq or gptq, or engine llamacpp or ollama")  # fmt: skip
+            clash(
+                "precision",
+                f"is a GGUF type, which engine {engine} is not given",
+                "use auto, bf16, fp8, awq or gptq, or engine llamacpp or ollama",
+            )
         if kv_type not in KV_OF_TENSORS:
-            clash("kv_cache_dtype", f"is not known to engine {engine}",
-                  "use auto, bf16 or fp8")  # fmt: skip
+            clash("kv_cache_dtype", f"is not known to engine {engine}", "use auto, bf16 or fp8")
 
     tokens, sequences = str(value("max_num_batched_tokens")), str(value("max_num_seqs"))
     if tokens.isdigit() and sequences.isdigit() and int(tokens) < int(sequences):
-        clash("max_num_batched_tokens", f"is less than max_num_seqs, {sequences}",
-              f"give at least {sequences}, or auto")  # fmt: skip
+        clash(
+            "max_num_batched_tokens",
+            f"is less than max_num_seqs, {sequences}",
+            f"give at least {sequences}, or auto",
+        )
 
     hardware, parallel = value("plan_hardware"), str(value("tensor_parallel_size"))
     if hardware and parallel.isdigit():
         cards = len(hardware.get("gpus") or [])
         if int(parallel) > max(cards, 1):
-            clash("tensor_parallel_size", f"asks for more GPUs than plan_hardware has, {cards}",
-                  f"use auto or at most {max(cards, 1)}")  # fmt: skip
+            clash(
+                "tensor_parallel_size",
+                f"asks for more GPUs than plan_hardware has, {cards}",
+                f"use auto or at most {max(cards, 1)}",
+            )
 
     if value("model_fallback") and host != "local":
-        clash("model_fallback", f"is set on host {host}; only the host `local` may fall back",
-              "leave it empty, and set model_sources to a source that answers")  # fmt: skip
+        clash(
+            "model_fallback",
+            f"is set on host {host}; only the host `local` may fall back",
+            "leave it empty, and set model_sources to a source that answers",
+        )
 
     if value("gateway_tls") == "own":
         for name in ("gateway_tls_certificate", "gateway_tls_key"):
             if not value(name):
-                clash(name, "is empty while gateway_tls is own",
-                      f"set {name} to a file on the controller")  # fmt: skip
+                clash(
+                    name,
+                    "is empty while gateway_tls is own",
+                    f"set {name} to a file on the controller",
+                )
 
     ports = {}
     for name in sorted(name for name in settings if name.endswith("_port")):
@@ -221,11 +251,14 @@ def check_models(settings: dict, catalogue) -> list[str]:
             close = nearest(value, known)
             found.append(
                 problem(
-                    name, show(value), "is not in the catalogue nor in models",
-                    (f"did you mean {close}? " if close else "") + "use auto or one of "
+                    name,
+                    show(value),
+                    "is not in the catalogue nor in models",
+                    (f"did you mean {close}? " if close else "")
+                    + "use auto or one of "
                     + ", ".join(sorted(known)),
                 )
-            )  # fmt: skip
+            )
     return found
 
 
@@ -245,14 +278,23 @@ def check_secret_files(folder: Path) -> list[str]:
         if not path.is_file():
             continue
         if path.stat().st_mode & stat.S_IRWXO:
-            found.append(problem(path, "(hidden)", "is open to every user of this machine",
-                                 f"chmod 600 '{path}'"))  # fmt: skip
+            found.append(
+                problem(
+                    path, "(hidden)", "is open to every user of this machine", f"chmod 600 '{path}'"
+                )
+            )
         text = path.read_text(encoding="utf-8", errors="replace").strip()
-        if path.name.startswith(("api_key", "engine_key")) and not text.startswith("$ANSIBLE_VAULT"):
+        if path.name.startswith(("api_key", "engine_key")) and "$ANSIBLE_VAULT" not in text:
             weakness = weak_secret(text)
             if weakness:
-                found.append(problem(path, "(hidden)", weakness,
-                                     f"rm '{path}', and the next deploy makes a strong one"))  # fmt: skip
+                found.append(
+                    problem(
+                        path,
+                        "(hidden)",
+                        weakness,
+                        f"rm '{path}', and the next deploy makes a strong one",
+                    )
+                )
     return found
 
 
@@ -265,10 +307,14 @@ def check_checkout(project: Path) -> list[str]:
         if path.exists() and path.stat().st_mode & stat.S_IWOTH
     ]
     return [
-        problem("checkout", f"'{path}'", "can be written by every user of this machine",
-                f"chmod o-w '{path}'")
+        problem(
+            "checkout",
+            f"'{path}'",
+            "can be written by every user of this machine",
+            f"chmod o-w '{path}'",
+        )
         for path in writable
-    ]  # fmt: skip
+    ]
 
 
 def origin(*values) -> str:
@@ -303,9 +349,13 @@ class ActionModule(ActionBase):
         ignore = settings.get("settings_ignore") or []
         given = set(task_vars) - self.made_by_tasks()
         for name, close in unknown_names(given, specs, internal, ignore):
-            self.add(name, task_vars[name], "is set, but no role has a setting of this name",
-                     f"did you mean {close}? " * bool(close)
-                     + "Correct the name, or list it in settings_ignore")  # fmt: skip
+            self.add(
+                name,
+                task_vars[name],
+                "is set, but no role has a setting of this name",
+                f"did you mean {close}? " * bool(close)
+                + "Correct the name, or list it in settings_ignore",
+            )
 
         host = task_vars["inventory_hostname"]
         self.problems += contradictions(settings, host)
@@ -339,8 +389,13 @@ class ActionModule(ActionBase):
                 reason = (getattr(error, "message", None) or str(error)).splitlines()[0]
                 if reason not in reasons:
                     reasons.add(reason)
-                    self.add(name, raw, f"cannot be computed ({reason})",
-                             "define what it refers to, or write the value out", hidden)  # fmt: skip
+                    self.add(
+                        name,
+                        raw,
+                        f"cannot be computed ({reason})",
+                        "define what it refers to, or write the value out",
+                        hidden,
+                    )
                 continue
             wrong = check_value(name, value, spec)
             if not wrong and hidden and isinstance(value, str) and value:
