@@ -1,0 +1,150 @@
+-- A small HTTP/1.1 client for the engine: hands the answer on as it arrives, never buffers.
+-- A new connection for each request: when the client leaves, closing it stops the engine's work.
+
+local engine = {}
+local settings
+
+function engine.init(given)
+    settings = given
+end
+
+local PIECE = 65536
+
+local function chunked(sock)
+    local left, first = 0, true
+    return function()
+        if left == 0 then
+            if not first then
+                sock:receive(2)
+            end
+            first = false
+            local line, err = sock:receive()
+            left = line and tonumber(line:match("^%x+"), 16)
+            if not left then
+                return nil, err or "bad chunk"
+            end
+            if left == 0 then
+                return nil
+            end
+        end
+        local bytes, err = sock:receiveany(math.min(left, PIECE))
+        if not bytes then
+            return nil, err
+        end
+        left = left - #bytes
+        return bytes
+    end
+end
+
+local function counted(sock, left)
+    return function()
+        if left == 0 then
+            return nil
+        end
+        local bytes, err = sock:receiveany(math.min(left, PIECE))
+        if not bytes then
+            return nil, err
+        end
+        left = left - #bytes
+        return bytes
+    end
+end
+
+local function until_close(sock)
+    return function()
+        local bytes, err = sock:receiveany(PIECE)
+        if not bytes then
+            return nil, err ~= "closed" and err or nil
+        end
+        return bytes
+    end
+end
+
+local function read_head(sock)
+    local line, err = sock:receive()
+    if not line then
+        return nil, err
+    end
+    local status = tonumber(line:match("^HTTP/1%.[01] (%d%d%d)"))
+    if not status then
+        return nil, "not HTTP"
+    end
+    local headers = {}
+    while true do
+        line, err = sock:receive()
+        if not line then
+            return nil, err
+        elseif line == "" then
+            return status, headers
+        end
+        local name, value = line:match("^([^:%s]+):%s*(.-)%s*$")
+        if name then
+            headers[name:lower()] = value
+        end
+    end
+end
+
+-- request: {method, path, content_type, accept, body, read_timeout}
+-- Returns {status, type, read}, where read() gives the next bytes, nil at the end, or nil and an
+-- error; or nil and an error: "timeout" or what happened instead.
+function engine.ask(request)
+    local sock = ngx.socket.tcp()
+    local read_timeout = request.read_timeout or settings.read_timeout
+    sock:settimeouts(settings.connect_timeout, read_timeout, read_timeout)
+    local ok, err = sock:connect(settings.address, settings.port)
+    if not ok then
+        return nil, err
+    end
+    local body = request.body or ""
+    local head = {
+        request.method, " ", request.path, " HTTP/1.1\r\n",
+        "Host: ", settings.address, ":", settings.port, "\r\n",
+        "Authorization: Bearer ", settings.key, "\r\n",
+        "Accept: ", request.accept or "*/*", "\r\n",
+        "X-Request-Id: ", ngx.var.request_id or "-", "\r\n",
+        "Connection: close\r\n",
+    }
+    if request.content_type then
+        head[#head + 1] = "Content-Type: " .. request.content_type .. "\r\n"
+    end
+    if request.method ~= "GET" then
+        head[#head + 1] = "Content-Length: " .. #body .. "\r\n"
+    end
+    -- An engine may refuse before it has read all: its answer counts, not the failed send.
+    sock:send({head, "\r\n", body})
+    local status, headers
+    repeat
+        status, headers = read_head(sock)
+    until not status or status >= 200
+    if not status then
+        return nil, headers
+    end
+    local read
+    if (headers["transfer-encoding"] or ""):lower() == "chunked" then
+        read = chunked(sock)
+    elseif status == 204 or status == 304 then
+        read = counted(sock, 0)
+    elseif headers["content-length"] then
+        read = counted(sock, tonumber(headers["content-length"]) or 0)
+    else
+        read = until_close(sock)
+    end
+    return {status = status, type = headers["content-type"] or "", read = read}
+end
+
+-- The whole body, or nil and an error when it is cut.
+function engine.collect(response)
+    local parts = {}
+    while true do
+        local bytes, err = response.read()
+        if bytes then
+            parts[#parts + 1] = bytes
+        elseif err then
+            return nil, err
+        else
+            return table.concat(parts)
+        end
+    end
+end
+
+return engine

@@ -1,0 +1,157 @@
+-- Finds and replaces values inside JSON text without decoding it, so that all the rest (big
+-- numbers, empty arrays, order, spacing) stays byte for byte what the engine wrote.
+-- All functions return nil where the text is not the JSON they expect.
+
+local find, byte, sub = string.find, string.byte, string.sub
+
+local json = {}
+
+-- at: the opening quote. Returns the closing one.
+local function string_end(text, at)
+    while true do
+        at = find(text, '["\\]', at + 1)
+        if not at or byte(text, at) == 34 then
+            return at
+        end
+        at = at + 1
+    end
+end
+
+-- Returns the last byte of the value that starts at `at`.
+local function value_end(text, at)
+    local first = byte(text, at)
+    if first == 34 then
+        return string_end(text, at)
+    end
+    if first ~= 123 and first ~= 91 then
+        local _, stop = find(text, "^[%w.+-]+", at)
+        return stop
+    end
+    local depth = 0
+    while at do
+        local char = byte(text, at)
+        if char == 34 then
+            at = string_end(text, at)
+            if not at then
+                return nil
+            end
+        elseif char == 123 or char == 91 then
+            depth = depth + 1
+        else
+            depth = depth - 1
+            if depth == 0 then
+                return at
+            end
+        end
+        at = find(text, '["%[%]{}]', at + 1)
+    end
+end
+
+local function next_char(text, at)
+    at = find(text, "[^ \t\r\n]", at)
+    return at, at and sub(text, at, at)
+end
+
+-- The object whose brace stands at `at`: a list of {key, from, to} and its closing brace.
+-- `key` is as written, escapes and all.
+function json.object(text, at)
+    local members = {}
+    local char
+    at, char = next_char(text, at or 1)
+    if char ~= "{" then
+        return nil
+    end
+    at, char = next_char(text, at + 1)
+    if char == "}" then
+        return members, at
+    end
+    while char == '"' do
+        local quote = string_end(text, at)
+        if not quote then
+            return nil
+        end
+        local key = sub(text, at + 1, quote - 1)
+        at, char = next_char(text, quote + 1)
+        if char ~= ":" then
+            return nil
+        end
+        local from = next_char(text, at + 1)
+        local to = from and value_end(text, from)
+        if not to then
+            return nil
+        end
+        members[#members + 1] = {key = key, from = from, to = to}
+        at, char = next_char(text, to + 1)
+        if char == "}" then
+            return members, at
+        elseif char ~= "," then
+            return nil
+        end
+        at, char = next_char(text, at + 1)
+    end
+end
+
+-- The array whose bracket stands at `at`: a list of positions where its elements start.
+function json.array(text, at)
+    local elements = {}
+    local char
+    at, char = next_char(text, at)
+    if char ~= "[" then
+        return nil
+    end
+    at, char = next_char(text, at + 1)
+    while at and char ~= "]" do
+        elements[#elements + 1] = at
+        local to = value_end(text, at)
+        if not to then
+            return nil
+        end
+        at, char = next_char(text, to + 1)
+        if char == "," then
+            at, char = next_char(text, at + 1)
+        end
+    end
+    return elements
+end
+
+-- Where the value of `key` starts in the object at `at`.
+function json.member(text, at, key)
+    for _, member in ipairs(json.object(text, at) or {}) do
+        if member.key == key then
+            return member.from, member.to
+        end
+    end
+end
+
+-- Adds to `edits` what sets the members `changes` ({key = raw JSON}) of the object at `at`.
+function json.set(text, at, changes, edits)
+    local members = json.object(text, at)
+    local missing = {}
+    for key, raw in pairs(changes) do
+        missing[key] = raw
+    end
+    for _, member in ipairs(members) do
+        if missing[member.key] then
+            edits[#edits + 1] = {from = member.from, to = member.to, text = missing[member.key]}
+            missing[member.key] = nil
+        end
+    end
+    local last = members[#members].to
+    for key, raw in pairs(missing) do
+        edits[#edits + 1] = {from = last + 1, to = last, text = ',"' .. key .. '":' .. raw}
+    end
+end
+
+function json.apply(text, edits)
+    table.sort(edits, function(a, b) return a.from < b.from end)
+    local parts, at = {}, 1
+    for _, edit in ipairs(edits) do
+        parts[#parts + 1] = sub(text, at, edit.from - 1)
+        parts[#parts + 1] = edit.text
+        at = edit.to + 1
+    end
+    parts[#parts + 1] = sub(text, at)
+    return table.concat(parts)
+end
+
+return json
