@@ -139,6 +139,7 @@ def ask(verify, stand_in):
             "model": MODEL,
             "engine": "llamacpp",
             "reasoning": True,
+            "cache": True,
             "question": "What is 2+2?",
             "max_tokens": 512,
             "ready_timeout": 2,
