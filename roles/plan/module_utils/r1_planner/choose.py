@@ -1,0 +1,135 @@
+"""Which engine, model and precision: all combinations evaluated, the best one kept."""
+
+from __future__ import annotations
+
+from . import cards, sources
+from .candidates import GGUF_ENGINES, evaluate
+from .units import gib
+from .wishes import DEPLOYABLE_ENGINES
+from .words import ENGINE_NAMES
+
+# In this order; the first that fits is taken.
+GGUF_ORDER = ("q4_k_m", "q5_k_m", "q8_0")
+_HF_BY_CAPABILITY = ((8.9, ("fp8", "awq", "gptq", "bf16")), (8.0, ("bf16", "awq", "gptq")))
+_HF_OLD = ("awq", "gptq")
+
+
+def engines(hardware, wishes, for_deploy):
+    """Return (engines in order of preference, reasons)."""
+    if wishes.engine != "auto":
+        return (wishes.engine,), [f"engine: {ENGINE_NAMES[wishes.engine]}, as you set it."]
+    if not hardware.gpus:
+        return ("llamacpp",), [
+            "engine: llama.cpp, because the host has no NVIDIA GPU and vLLM and SGLang need one; "
+            "it serves GGUF files on a CPU with one small process."
+        ]
+    gpu = hardware.gpus[0]
+    order, reasons = [], []
+    if gpu.capability >= cards.ENGINE_NEEDS["vllm"]:
+        order.append("vllm")
+    else:
+        reasons.append(
+            f"engine: not vLLM, which needs compute capability {cards.ENGINE_NEEDS['vllm']}; "
+            f"the {gpu.name} has {gpu.capability}."
+        )
+    order.append("ollama")
+    if for_deploy:
+        left_out = [engine for engine in order if engine not in DEPLOYABLE_ENGINES]
+        order = [engine for engine in order if engine in DEPLOYABLE_ENGINES]
+        if left_out:
+            reasons.append(
+                "engine: vLLM is fastest on this card, but this version cannot deploy it yet; "
+                f"{ENGINE_NAMES[order[0]]} takes its place."
+            )
+    return tuple(order), reasons
+
+
+def precisions(model, engine, hardware, wishes):
+    """Precisions to try for a model, best first."""
+    if wishes.precision != "auto":
+        return (wishes.precision,)
+    if engine in GGUF_ENGINES:
+        order = GGUF_ORDER
+    else:
+        capability = hardware.gpus[0].capability if hardware.gpus else 0
+        order = next((o for least, o in _HF_BY_CAPABILITY if capability >= least), _HF_OLD)
+    have = tuple(precision for precision in order if precision in model.precisions)
+    return have or tuple(model.precisions)
+
+
+def best_precision(model, engine, hardware, wishes, disk):
+    """Return (Candidate, rejected): the first precision that fits and is fast enough, else
+    the first that fits, else the last tried."""
+    tried = []
+    for precision in precisions(model, engine, hardware, wishes):
+        found = evaluate(model, engine, precision, hardware, wishes)
+        if found.fits:
+            found = disk(found)
+        if found.fits and not found.slow:
+            return found, tried
+        tried.append(found)
+    kept = next((found for found in tried if found.fits), tried[0])
+    return kept, [found for found in tried if found is not kept]
+
+
+def disk_check(hardware, present, measured):
+    """Return a function that turns a Candidate down when its files do not fit the disk.
+
+    `measured`: the free space is what a host has just now, which differs from run to run,
+    so its figure stays out of the reasons.
+    """
+
+    def check(found):
+        name = sources.folder(found.model, found.precision)
+        if hardware.disk_free is None or name in present:
+            return found
+        listed = found.model.precisions[found.precision]["sources"][0]
+        download = sources.download_of(found.model, found.precision, listed)
+        needed = sources.disk_bytes(download, found.engine)
+        if needed <= hardware.disk_free:
+            return found
+        free = "" if measured else f", {gib(hardware.disk_free)} is free"
+        why = (
+            f"{found.label} needs {gib(needed)} of disk under data_path, more than there is{free}."
+        )
+        return type(found)(**{**found.__dict__, "why_not": why})
+
+    return check
+
+
+def ability(found):
+    """Sort key: AIME 2024, then small and fast before large and slow."""
+    return (found.model.aime or 0, found.tokens_per_second)
+
+
+def choose(models, hardware, wishes, order, disk):
+    """Return (chosen or None, considered, rejected precisions).
+
+    `considered` holds the best Candidate of every model: the chosen engine's.
+    """
+    if wishes.model != "auto":
+        pool = [models[wishes.model]]
+    else:
+        pool = [model for model in models.values() if model.auto]
+    best = None
+    for engine in order:
+        considered, rejected = [], []
+        for model in pool:
+            found, less = best_precision(model, engine, hardware, wishes, disk)
+            considered.append(found)
+            rejected += less
+        fitting = [found for found in considered if found.fits and not found.slow]
+        if not fitting:  # nothing is fast: then the fastest
+            slow = [found for found in considered if found.fits]
+            fitting = sorted(slow, key=lambda found: found.tokens_per_second)[-1:]
+        top = max(fitting, key=ability) if fitting else None
+        if best is None or _better(top, best[0]):
+            best = (top, considered, rejected)
+    return best
+
+
+def _better(top, held):
+    """Whether a later engine's choice beats an earlier engine's: only by more ability."""
+    if top is None or held is None:
+        return top is not None
+    return (not top.slow, top.model.aime or 0) > (not held.slow, held.model.aime or 0)

@@ -1,0 +1,208 @@
+"""The plan of one host, from settings, catalogue and hardware."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import catalogue, choose, reasons, sources
+from . import hardware as hw
+from .candidates import GGUF_ENGINES, evaluate
+from .units import PlanError
+from .wishes import DEPLOYABLE_ENGINES, DEPLOYABLE_RUNTIMES, wishes_from
+
+
+def make_plan(host, settings, models, inspection=None, for_deploy=False):
+    """Return the plan as a plain dict (the content of plan.json).
+
+    settings: plain values as Ansible has them; `models` in it are the user's own entries,
+    `plan_hardware` goes before the inspection, `model_fallback` names the model to take when
+    no source answers. models: the project's catalogue. Raises PlanError on wrong input, with
+    every fault found.
+    """
+    problems, known, wishes, hardware = [], {}, None, None
+    try:
+        known = catalogue.load(models, settings.get("models") or {})
+        wishes = wishes_from(settings, known)
+    except PlanError as error:
+        problems += error.problems
+    try:
+        hardware = _hardware(settings, inspection)
+    except PlanError as error:
+        problems += error.problems
+    if problems:
+        raise PlanError(problems)
+    return _Plan(host, settings, known, inspection or {}, for_deploy, wishes, hardware).make()
+
+
+def _hardware(settings, inspection):
+    bandwidth = settings.get("memory_bandwidth_gb_s")
+    nodes = int(settings.get("nodes") or 1)
+    if settings.get("plan_hardware"):
+        return hw.hardware_from(settings["plan_hardware"], bandwidth, nodes)
+    if not inspection:
+        raise PlanError("plan_hardware: is not set and the host was not looked at.")
+    return hw.from_inspection(inspection, bandwidth, nodes)
+
+
+class _Plan:
+    def __init__(self, host, settings, models, inspection, for_deploy, wishes, hardware):
+        self.host, self.settings, self.models = host, settings, models
+        self.for_deploy, self.wishes, self.hardware = for_deploy, wishes, hardware
+        self.measured = not settings.get("plan_hardware")
+        self.answers = inspection.get("sources") if self.measured else None
+        self.present = set(inspection.get("models_present") or []) if self.measured else set()
+        self.problems, self.reasons, self.fallback = [], [f"hardware: {hardware.words}."], False
+        self.reasons += hardware.notes
+        self.disk = choose.disk_check(hardware, self.present, self.measured)
+
+    def make(self):
+        order, why = choose.engines(self.hardware, self.wishes, self.for_deploy)
+        self.reasons += why
+        chosen, considered, rejected = choose.choose(
+            self.models, self.hardware, self.wishes, order, self.disk
+        )
+        download = None
+        if chosen is not None:
+            download, errors = sources.find(
+                chosen.model,
+                chosen.precision,
+                chosen.engine,
+                self.wishes,
+                self.answers,
+                self.present,
+            )
+            if download is None:
+                chosen, download = self._without_source(chosen, errors)
+            elif errors:
+                self.reasons.append(f"source: {'; '.join(errors)}.")
+        else:
+            self._nothing_fits(considered)
+        self._deployable(chosen or considered[0])
+        if chosen is not None:
+            self.reasons += reasons.of_choice(chosen, self.wishes, self.fallback)
+        self.reasons += reasons.of_rejections(
+            chosen, considered, rejected, self.models, self.wishes
+        )
+        return self._as_dict(chosen, considered, download)
+
+    def _without_source(self, chosen, errors):
+        fallback = self.settings.get("model_fallback")
+        why = "; ".join(errors)
+        if fallback and self.wishes.model == "auto" and fallback in self.models:
+            wishes = replace(
+                self.wishes, model=fallback, precision="auto", max_model_len=None, min_context=0
+            )
+            model = self.models[fallback]
+            found, _less = choose.best_precision(
+                model, chosen.engine, self.hardware, wishes, self.disk
+            )
+            if found.fits:
+                self.fallback = True
+                self.reasons.insert(0, reasons.of_fallback(chosen, fallback, why))
+                download, _errors = sources.find(
+                    model, found.precision, found.engine, wishes, self.answers, self.present
+                )
+                return found, download
+        self.problems.append(reasons.no_source(chosen, why))
+        return chosen, None
+
+    def _nothing_fits(self, considered):
+        largest = self.largest()
+        for found in considered:
+            if self.wishes.model != "auto" or len(considered) == 1:
+                self.problems.append(reasons.of_misfit(found, largest, self.wishes))
+        if not self.problems:
+            self.problems.append(reasons.of_no_fit(self.hardware, considered))
+
+    def largest(self):
+        """The most able Candidate that would fit this hardware, whatever was asked for."""
+        free = replace(
+            self.wishes, model="auto", precision="auto", max_model_len=None, max_num_seqs=None,
+            kv_cache_dtype="auto", gpu_memory_utilization=None, tensor_parallel_size=None,
+            pipeline_parallel_size=None, max_num_batched_tokens=None,
+        )  # fmt: skip
+        order, _why = choose.engines(self.hardware, free, self.for_deploy)
+        if free.engine == "auto" and self.wishes.precision != "auto":
+            order, _why = choose.engines(
+                self.hardware, replace(free, engine="auto"), self.for_deploy
+            )
+        return choose.choose(self.models, self.hardware, free, order, self.disk)[0]
+
+    def _deployable(self, found):
+        if not self.for_deploy:
+            return
+        if found.engine not in DEPLOYABLE_ENGINES:
+            self.problems.append(reasons.not_deployable("engine", found.engine, DEPLOYABLE_ENGINES))
+        runtime = self.wishes.runtime
+        if runtime not in ("auto", *DEPLOYABLE_RUNTIMES):
+            self.problems.append(reasons.not_deployable("runtime", runtime, DEPLOYABLE_RUNTIMES))
+
+    def _alternatives(self, chosen):
+        """Every other model that fits with the same engine, most able first."""
+        wishes = replace(self.wishes, model="auto")
+        found = []
+        for model in self.models.values():
+            for precision in choose.precisions(model, chosen.engine, self.hardware, wishes):
+                if (model.name, precision) == (chosen.model.name, chosen.precision):
+                    continue
+                one = evaluate(model, chosen.engine, precision, self.hardware, wishes)
+                if one.fits and self.disk(one).fits:
+                    found.append(one)
+        found.sort(key=lambda one: (choose.ability(one), one.label), reverse=True)
+        return [reasons.alternative(one) for one in found]
+
+    def _as_dict(self, chosen, considered, download):
+        shown = chosen or considered[0]
+        largest = None if chosen else self.largest()
+        runtime = "native" if self.wishes.runtime == "auto" else self.wishes.runtime
+        key = "memory_per_gpu" if shown.gpus else "memory"
+        return {
+            "host": self.host,
+            "engine": shown.engine,
+            "runtime": runtime,
+            "model": shown.model.name if chosen or self.wishes.model != "auto" else None,
+            "served_model_name": shown.model.name,
+            "precision": shown.precision if chosen or self.wishes.precision != "auto" else None,
+            "fits": chosen is not None,
+            "fallback": self.fallback,
+            "problems": self.problems,
+            "reasons": self.reasons,
+            "alternatives": self._alternatives(chosen) if chosen else [],
+            "largest_that_fits": reasons.alternative(largest) if largest else None,
+            "tensor_parallel_size": shown.tensor_parallel,
+            "pipeline_parallel_size": shown.pipeline_parallel,
+            "max_model_len": shown.context,
+            "max_num_seqs": shown.sequences,
+            "max_num_batched_tokens": shown.batched_tokens,
+            "gpu_memory_utilization": shown.utilization,
+            "kv_cache_dtype": shown.kv_dtype,
+            "enforce_eager": shown.eager,
+            key: shown.memory.as_dict(shown.tokens) if shown.memory else None,
+            "disk_bytes": sources.disk_bytes(download, shown.engine) if download else None,
+            "download": download,
+            "estimate": shown.speed,
+            "prompt": {
+                "system_prompt": shown.model.system_prompt,
+                "forced_think": shown.model.forced_think,
+            },
+            "engine_args": self._engine_args(shown) if chosen else {},
+        }
+
+    def _engine_args(self, shown):
+        if shown.engine not in GGUF_ENGINES:
+            return {}
+        args = {
+            "threads": max(1, self.hardware.cpus),
+            "slots": shown.sequences,
+            "context_total": shown.context * shown.sequences,
+            "gpu_layers": 999 if shown.gpus else 0,
+            "gpus": shown.gpus,
+        }
+        return args
+
+
+def refused(host, problems):
+    """The plan of a host whose settings are wrong."""
+    return {"host": host, "fits": False, "fallback": False, "problems": list(problems),
+            "reasons": [], "alternatives": []} | dict.fromkeys(
+        ("engine", "model", "served_model_name", "precision", "download", "estimate"))  # fmt: skip

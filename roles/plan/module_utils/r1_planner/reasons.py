@@ -1,0 +1,158 @@
+"""The plan in sentences: why this, why not the rest, what to do."""
+
+from __future__ import annotations
+
+from .units import gib, number
+from .words import ENGINE_NAMES
+
+
+def of_choice(found, wishes, fallback):
+    """Sentences for the model, its precision, context, memory and speed."""
+    held, model = found.memory, found.model
+    where = f"on each of {found.gpus} GPUs" if found.gpus > 1 else "on the GPU"
+    where = where if found.gpus else "in RAM"
+    if not fallback:
+        yield f"model: {_why_model(found, wishes)}"
+    yield f"precision: {_why_precision(found, wishes)}"
+    yield (
+        f"context: {number(found.context)} tokens for each of {found.sequences} parallel "
+        f"requests{_why_context(found, wishes)}."
+    )
+    yield (
+        f"memory: {gib(held.total(found.tokens))} {where} (weights {gib(held.weights)}, "
+        f"KV cache of {number(found.tokens)} tokens {gib(found.tokens * held.kv_per_token)}, "
+        f"the rest {gib(held.activation + held.graphs + held.other)}) of {gib(held.budget)} that "
+        "may be used."
+    )
+    if found.tensor_parallel * found.pipeline_parallel > 1:
+        yield (
+            f"parallel: tensor {found.tensor_parallel} (it must divide the model's "
+            f"{model.shape.heads} heads), pipeline {found.pipeline_parallel} (one per host)."
+        )
+    yield (
+        f"speed: about {found.tokens_per_second:g} tokens per second for one user, limited by "
+        f"{found.speed['limited_by']}; an estimate, not a measurement."
+    )
+
+
+def _why_model(found, wishes):
+    score = f"AIME 2024 {found.model.aime:g}" if found.model.aime else "no AIME score known"
+    if wishes.model != "auto":
+        return f"{found.model.name} ({score}), as you set it."
+    if found.slow:
+        return (
+            f"{found.model.name} ({score}), the fastest that fits: none decodes "
+            f"{wishes.min_tokens_per_second:g} tokens per second here."
+        )
+    return f"{found.model.name} ({score}), the most able that fits and is fast enough."
+
+
+def _why_precision(found, wishes):
+    if wishes.precision != "auto":
+        return f"{found.precision}, as you set it."
+    if found.precision == "q4_k_m":
+        return (
+            "q4_k_m, the smallest and fastest of the GGUF files in use; q5_k_m and q8_0 are "
+            "nearer to the original and slower (set precision)."
+        )
+    why = {
+        "fp8": "half the bytes of bf16, so about twice the speed and more room for context",
+        "bf16": "the original weights; the card has no fp8 and they fit",
+        "awq": "4 bits per weight, the best that fits with enough context",
+        "gptq": "4 bits per weight, the best that fits with enough context",
+    }
+    return f"{found.precision}: {why.get(found.precision, 'the one the catalogue has')}."
+
+
+def _why_context(found, wishes):
+    if wishes.max_model_len:
+        return ", as you set it"
+    if found.context == found.model.max_positions:
+        return ", the most the model was made for"
+    return f", for the goal '{wishes.goal}'"
+
+
+def of_fallback(chosen, fallback, why):
+    return (
+        f"NO MODEL SOURCE ANSWERS: {chosen.label} would be deployed here, but {why}. "
+        f"So the built-in test model {fallback} is deployed instead: it shows that everything "
+        "works and knows nine answers. Run again when a source answers."
+    )
+
+
+def no_source(found, why):
+    return (
+        f"model: no source has {found.label}: {why}. Fix: set modelscope_endpoint, "
+        "huggingface_endpoint or ollama_registry to a mirror that the host reaches, or bring the "
+        f"file and name it: models: {{my-model: {{path: /FOLDER/FILE.gguf, precision: q4_k_m, "
+        "bytes: SIZE}}, model: my-model."
+    )
+
+
+def of_rejections(chosen, considered, rejected, models, wishes):
+    """One sentence for every model and precision that was not taken."""
+    for found in considered:
+        if chosen is not None and (found is chosen or found.model.name == chosen.model.name):
+            continue
+        if found.why_not or found.slow:
+            yield f"rejected: {found.why_not or found.slow}"
+        elif chosen is not None:
+            yield (
+                f"rejected: {found.label} fits, but scores {found.model.aime or 0:g} in AIME 2024 "
+                f"against {chosen.model.aime or 0:g}."
+            )
+    for found in rejected:
+        if found.why_not or found.slow:
+            yield f"rejected: {found.why_not or found.slow}"
+    if wishes.model == "auto":
+        for model in models.values():
+            if not model.auto and (chosen is None or model.name != chosen.model.name):
+                yield f"rejected: {model.name}: {model.auto_reason}."
+
+
+def of_misfit(found, largest, wishes):
+    would = "nothing in the catalogue would fit"
+    if largest is not None:
+        would = (
+            f"the most able that would fit is {largest.label} with {ENGINE_NAMES[largest.engine]} "
+            f"and a context of {number(largest.context)} tokens"
+        )
+    room = found.memory.kv_tokens if found.memory else 0
+    if room and wishes.max_model_len and found.sequences:
+        per = room // found.sequences if found.gpus == 0 or found.utilization is None else room
+        would = f"max_model_len of at most {number(per)} would fit; else {would}"
+    return f"{found.why_not} Instead: {would}."
+
+
+def of_no_fit(hardware, considered):
+    nearest = min(
+        (found for found in considered if found.memory),
+        key=lambda found: found.memory.total(found.tokens),
+        default=None,
+    )
+    if nearest is None:
+        return f"model: nothing can run on {hardware.words}: {considered[0].why_not}"
+    return f"model: nothing fits {hardware.words}; the smallest: {nearest.why_not}"
+
+
+def not_deployable(setting, value, known):
+    name = ENGINE_NAMES.get(value, value)
+    return (
+        f"{setting}: this version can plan for {name} but not deploy it; "
+        f"set {setting} to auto or one of {', '.join(known)}."
+    )
+
+
+def alternative(found):
+    """What else would fit, with what it would give."""
+    held = found.memory
+    return {
+        "model": found.model.name,
+        "precision": found.precision,
+        "engine": found.engine,
+        "max_model_len": found.context,
+        "max_num_seqs": found.sequences,
+        "memory_bytes": held.total(found.tokens),
+        "aime_2024": found.model.aime,
+        "decode_tokens_per_second_1": found.tokens_per_second,
+    }

@@ -1,0 +1,85 @@
+"""Where a model's files come from: the first source that carries it and answers."""
+
+from __future__ import annotations
+
+from . import weights
+
+HUB_NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face", "ollama": "Ollama library"}
+ENDPOINT_SETTINGS = {
+    "modelscope": "modelscope_endpoint",
+    "huggingface": "huggingface_endpoint",
+    "ollama": "ollama_registry",
+}
+_LOCAL = ("bundled", "file")
+_DISK_MARGIN = 512 * 1024 * 1024
+
+
+def folder(model, precision):
+    """The model's folder under data_path/models."""
+    return f"{model.name}/{precision}"
+
+
+def order(engine, wishes, answers):
+    """Hubs in the order to ask. Ollama asks its own library first; llama.cpp takes the
+    library's GGUF last; the other engines cannot use it. Of the library, only one that was
+    looked at (or, when nothing was looked at, any)."""
+    hubs = [hub for hub in wishes.model_sources if hub != "ollama"]
+    if engine in ("vllm", "sglang") or not (answers is None or "ollama" in answers):
+        return hubs
+    return ["ollama", *hubs] if engine == "ollama" else [*hubs, "ollama"]
+
+
+def find(model, precision, engine, wishes, answers, present):
+    """Return (download, errors). Download is None when nothing that carries the model
+    answers and its files are not on the host; errors name each hub, URL and error.
+
+    `answers` is inspect's sources, None when nothing was looked at (all are taken to
+    answer). Files already on the host need no hub: then the first hub that answers, else
+    the first, is named.
+    """
+    data = model.precisions[precision]
+    listed = {source["source"]: source for source in data["sources"]}
+    for kind in _LOCAL:
+        if kind in listed:
+            return {**download_of(model, precision, listed[kind]), "alternatives": []}, []
+    errors, able = [], []
+    carrying = [hub for hub in order(engine, wishes, answers) if hub in listed]
+    for hub in carrying:
+        state = (answers or {}).get(hub, {"answers": True})
+        if state.get("answers"):
+            able.append(listed[hub])
+            continue
+        error = str(state.get("error") or "no answer").rstrip(". ")
+        errors.append(f"{HUB_NAMES[hub]} at {state.get('url')} does not answer: {error}")
+    if not able and folder(model, precision) in present:
+        able = [listed[hub] for hub in carrying][:1]
+    if able:
+        first, *others = [download_of(model, precision, source) for source in able]
+        return {**first, "alternatives": others}, errors
+    if not carrying:
+        hubs = ", ".join(HUB_NAMES[hub] for hub in listed) or "no hub"
+        errors.append(f"only {hubs} carries it, and model_sources does not list that")
+    return None, errors
+
+
+def download_of(model, precision, source):
+    """What the plan says about one source."""
+    files = [
+        {"path": item["path"], "bytes": item.get("bytes"), "sha256": item.get("sha256")}
+        for item in source.get("files") or []
+    ]
+    known = [item["bytes"] for item in files if item["bytes"]]
+    size = sum(known) if files and len(known) == len(files) else None
+    return {
+        "source": source["source"],
+        "repository": source.get("repository") or source.get("path"),
+        "revision": source.get("revision"),
+        "files": files,
+        "bytes": size or weights.file_bytes(model, precision),
+    }
+
+
+def disk_bytes(download, engine):
+    """Disk to keep free: the files, 5 % and 512 MiB; Ollama copies a file it did not pull."""
+    copies = 2 if engine == "ollama" and download["source"] != "ollama" else 1
+    return int(download["bytes"] * copies * 1.05) + _DISK_MARGIN

@@ -1,0 +1,60 @@
+"""Decode speed for one user: every new token reads all active weights once.
+
+seconds per token = bytes read / (bandwidth x efficiency) + layers x time per layer
+
+GPU, from vLLM on an H100 (3,350 GB/s): 7B bf16 158 tok/s, 7B fp8 236, 32B fp8 69 give an
+efficiency of 0.93 and 63 microseconds per layer; 32B AWQ at 78 gives 0.60; without CUDA
+graphs (7B at 56) a layer takes 476 microseconds. CPU: see CPU_EFFICIENCY.
+"""
+
+from __future__ import annotations
+
+from . import shapes, weights
+
+GPU_EFFICIENCY = {"bf16": 0.93, "fp8": 0.93, "awq": 0.60, "gptq": 0.60}
+# llama.cpp and Ollama on a GPU, not measured by this project: a cautious figure.
+GGUF_GPU_EFFICIENCY = 0.55
+LAYER_SECONDS = 63e-6
+LAYER_SECONDS_EAGER = 476e-6
+# Each further tensor parallel rank waits for two all-reduces per layer.
+LAYER_SECONDS_TP = 25e-6
+# llama.cpp on a CPU reaches this share of the bandwidth assumed in hardware.py.
+CPU_EFFICIENCY = 0.70
+
+
+def bytes_per_token(model, precision, size):
+    """Bytes read for one token: the weights without the input embedding, and of a mixture
+    of experts only the active ones."""
+    if model.shape is None:
+        return size
+    if model.shape.experts:
+        return int(size * shapes.active_share(model.shape))
+    return size - weights.embedding_bytes(model.shape, precision)
+
+
+def estimate(model, precision, size, hardware, engine, tensor_parallel=1, eager=False):
+    """Return {decode_tokens_per_second_1, limited_by} for one user."""
+    read = bytes_per_token(model, precision, size)
+    if not hardware.gpus:
+        seconds = read / (hardware.cpu_bandwidth * 1e9 * CPU_EFFICIENCY)
+        return {
+            "decode_tokens_per_second_1": round(1 / seconds, 1),
+            "limited_by": f"memory bandwidth of the CPU, taken as {hardware.cpu_bandwidth:g} GB/s",
+        }
+    gpu = hardware.gpus[0]
+    layers = model.shape.layers if model.shape else 32
+    per_layer = LAYER_SECONDS_EAGER if eager else LAYER_SECONDS
+    if engine in ("vllm", "sglang"):
+        share = GPU_EFFICIENCY.get(precision, 0.6)
+        moving = read / tensor_parallel / (gpu.bandwidth * 1e9 * share)
+        per_layer += LAYER_SECONDS_TP if tensor_parallel > 1 else 0
+    else:  # layers split over the cards run one after the other
+        moving = read / (gpu.bandwidth * 1e9 * GGUF_GPU_EFFICIENCY)
+    launching = layers * per_layer
+    limit = f"memory bandwidth of the {gpu.name}, {gpu.bandwidth:,.0f} GB/s"
+    if launching > moving:
+        limit = "the launch of each layer's kernels, not the card's bandwidth"
+    return {
+        "decode_tokens_per_second_1": round(1 / (moving + launching), 1),
+        "limited_by": limit,
+    }

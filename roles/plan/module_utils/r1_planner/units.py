@@ -1,0 +1,31 @@
+"""Units and the planner's one error."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class PlanError(ValueError):
+    """Wrong input. `problems` are sentences naming the setting, the value and the fix."""
+
+    def __init__(self, problems):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("; ".join(self.problems))
+
+
+def gib(count):
+    """Bytes as a short figure for a sentence: 11700000000 -> '10.9 GiB'."""
+    if count < 0.1 * GIB:
+        return f"{count / MIB:.0f} MiB"
+    return f"{count / GIB:.1f} GiB"
+
+
+def number(count):
+    """An integer with thousands separators: 28176 -> '28,176'."""
+    return f"{int(count):,}"
+
+
+def round_down(count, step):
+    return int(count) // step * step
