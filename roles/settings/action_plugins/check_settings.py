@@ -359,7 +359,7 @@ class ActionModule(ActionBase):
 
         host = task_vars["inventory_hostname"]
         self.problems += contradictions(settings, host)
-        self.problems += check_models(settings, self.catalogue(project))
+        self.problems += check_models(settings, task_vars.get("__plan_catalogue", ()))
         folder = settings.get("secrets_path") or project / "secrets" / host
         self.problems += check_secret_files(Path(folder))
         self.problems += check_checkout(project)
@@ -415,7 +415,3 @@ class ActionModule(ActionBase):
             for cache in ("_nonpersistent_fact_cache", "_vars_cache")
             for name in getattr(manager, cache, {}).get(host, {})
         }
-
-    def catalogue(self, project) -> set:
-        """Names of the models the planner knows."""
-        return set()

@@ -1,0 +1,282 @@
+"""The module inspect_host, piece by piece and as a program."""
+
+import http.server
+import importlib.util
+import json
+import os
+import platform
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parent / "data"
+MODULE = "roles/inspect/library/inspect_host.py"
+
+
+@pytest.fixture(scope="module")
+def inspect_host(repo):
+    spec = importlib.util.spec_from_file_location("inspect_host", repo / MODULE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def look(repo, tmp_path):
+    """Run the module as Ansible does, and return what it says."""
+
+    def run(environment=None, check_mode=False, **options):
+        arguments = {"data_path": "/var/lib/deepseek-r1", **options}
+        arguments["_ansible_check_mode"] = check_mode
+        file = tmp_path / "arguments.json"
+        file.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
+        done = subprocess.run(
+            [sys.executable, repo / MODULE, file],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.fixture
+def hub():
+    """A web server that answers /good with 200, /none with 404, /broken with 503, /slow late."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.startswith("/slow"):
+                time.sleep(2)
+            codes = {"/good/": 200, "/none/": 404, "/broken/": 503, "/registry/v2/": 200}
+            self.send_response(codes.get(self.path, 500))
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_this_machine(look, tmp_path):
+    start = time.monotonic()
+    seen = look(data_path=str(tmp_path / "not/yet/there"))
+    assert time.monotonic() - start < 2  # the machine that runs the tests may be busy
+    assert seen["changed"] is False
+    assert seen["problems"] == []
+    assert seen["arch"] == platform.machine()
+    assert seen["python"] == platform.python_version()
+    assert seen["root"] == (os.geteuid() == 0)
+    assert 1 <= seen["cpu"]["count"] <= os.cpu_count()
+    assert "fpu" in seen["cpu"]["flags"] or seen["arch"] != "x86_64"
+    assert seen["ram_mib"] >= seen["ram_available_mib"] > 0
+    assert seen["disk"]["path"] == str(tmp_path)
+    assert seen["disk"]["free_mib"] > 0
+    assert seen["disk"]["read_only"] is False
+
+
+def test_check_mode_says_the_same(look):
+    seen, checked = look(), look(check_mode=True)
+    for report in (seen, checked):
+        del report["ram_available_mib"], report["disk"], report["invocation"]
+    assert seen == checked
+
+
+def test_recorded_h100(inspect_host):
+    report = (DATA / "nvidia-smi-h100.xml").read_text()
+    assert inspect_host.parse_gpus(report, "0, 9.0\n") == {
+        "driver_version": "580.159.04",
+        "cuda_version": "13.0",
+        "gpus": [
+            {
+                "index": 0,
+                "name": "NVIDIA H100 80GB HBM3",
+                "uuid": "GPU-00000000-0000-0000-0000-000000000000",
+                "memory_mib": 81559,
+                "memory_used_mib": 0,
+                "compute_capability": "9.0",
+                "mig": False,
+            }
+        ],
+    }
+
+
+def test_a_driver_without_compute_cap_is_helped_by_the_architecture(inspect_host):
+    report = (DATA / "nvidia-smi-h100.xml").read_text()
+    assert inspect_host.parse_gpus(report, "")["gpus"][0]["compute_capability"] == "9.0"
+
+
+def stand_in(folder, script):
+    """A program named nvidia-smi, for a machine that has no card."""
+    path = folder / "nvidia-smi"
+    path.write_text("#!/bin/sh\n" + script)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_cards_are_read_from_nvidia_smi(look, tmp_path):
+    report = DATA / "nvidia-smi-h100.xml"
+    script = f'case "$1" in -q) cat {report};; *) echo "0, 9.0";; esac\n'
+    seen = look(environment=stand_in(tmp_path, script))
+    assert [gpu["memory_mib"] for gpu in seen["gpus"]] == [81559]
+    assert seen["tools"]["nvidia_smi"] is True
+    assert seen["driver_version"] == "580.159.04"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18\n",
+            "Driver/library version mismatch",
+        ),
+        ("echo '<nvidia_smi_log>'\n", "no element found"),
+    ],
+)
+def test_a_broken_nvidia_smi_is_a_problem_not_a_crash(look, tmp_path, script, reason):
+    seen = look(environment=stand_in(tmp_path, script))
+    assert seen["gpus"] == []
+    (problem,) = seen["problems"]
+    assert problem.startswith("GPUs could not be read: ")
+    assert reason in problem
+
+
+def test_operating_systems(inspect_host, tmp_path):
+    file = tmp_path / "os-release"
+    file.write_text(
+        'PRETTY_NAME="Ubuntu 24.04.1 LTS"\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n'
+        "ID=ubuntu\nID_LIKE=debian\n"
+    )
+    assert inspect_host.operating_system(file) == {
+        "id": "ubuntu",
+        "version": "24.04",
+        "pretty": "Ubuntu 24.04.1 LTS",
+        "codename": "noble",
+        "family": "debian",
+    }
+    file.write_text('ID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.4"\n')
+    assert inspect_host.operating_system(file)["family"] == "fedora"
+    assert inspect_host.operating_system(tmp_path / "missing")["id"] == "unknown"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_cgroup_v2_limits_of_all_levels(inspect_host, tmp_path):
+    write(tmp_path / "cgroup.controllers", "cpu memory\n")
+    write(tmp_path / "box/memory.max", f"{8 << 30}\n")
+    write(tmp_path / "box/memory.current", f"{3 << 30}\n")
+    write(tmp_path / "box/memory.stat", f"anon 5\ninactive_file {1 << 30}\n")
+    write(tmp_path / "box/cpu.max", "250000 100000\n")
+    write(tmp_path / "box/session/memory.max", "max\n")
+    write(tmp_path / "box/session/cpu.max", "max 100000\n")
+    folders = list(inspect_host.cgroup_folders("memory", "0::/box/session\n", tmp_path))
+    assert folders == [tmp_path / "box/session", tmp_path / "box", tmp_path]
+    assert inspect_host.cgroup_memory(folders) == (8 << 30, 6 << 30)
+    assert inspect_host.cgroup_cpus(folders) == 2.5
+
+
+def test_cgroup_v1_limits_seen_from_inside_a_container(inspect_host, tmp_path):
+    write(tmp_path / "memory/memory.limit_in_bytes", f"{4 << 30}\n")
+    write(tmp_path / "memory/memory.usage_in_bytes", f"{1 << 30}\n")
+    write(tmp_path / "memory/memory.stat", "total_inactive_file 0\n")
+    write(tmp_path / "cpu/cpu.cfs_quota_us", "150000\n")
+    write(tmp_path / "cpu/cpu.cfs_period_us", "100000\n")
+    text = "5:memory:/docker/0123\n4:cpu,cpuacct:/docker/0123\n0::/\n"
+    memory = list(inspect_host.cgroup_folders("memory", text, tmp_path))
+    assert inspect_host.cgroup_memory(memory) == (4 << 30, 3 << 30)
+    assert inspect_host.cgroup_cpus(inspect_host.cgroup_folders("cpu", text, tmp_path)) == 1.5
+
+
+def test_no_cgroup_limit(inspect_host, tmp_path):
+    write(tmp_path / "memory/memory.limit_in_bytes", "9223372036854771712\n")
+    write(tmp_path / "cpu/cpu.cfs_quota_us", "-1\n")
+    write(tmp_path / "cpu/cpu.cfs_period_us", "100000\n")
+    text = "5:memory:/\n1:cpu:/\n"
+    assert inspect_host.cgroup_memory(inspect_host.cgroup_folders("memory", text, tmp_path)) is None
+    assert inspect_host.cgroup_cpus(inspect_host.cgroup_folders("cpu", text, tmp_path)) is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_held_port_names_its_holder(look, address):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as server:
+        server.bind((address, 0))
+        port = str(server.getsockname()[1])
+        assert look(ports=[port, "http"])["ports"] == {}  # bound, yet nobody listens
+        server.listen()
+        held = look(ports=[port])["ports"][port]
+    assert held["pid"] == os.getpid()
+    assert held["process"] == Path(f"/proc/{os.getpid()}/comm").read_text().strip()
+    assert "pytest" in held["cmdline"]
+    assert held["ours"] is False
+
+
+SERVE = "import socket, sys, time; s = socket.create_server(('', int(sys.argv[1]))); time.sleep(60)"
+
+
+def test_our_own_services_are_known_by_their_paths(look, background, free_port):
+    port = str(free_port())
+
+    def serves():
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(port))) == 0
+
+    background(
+        [sys.executable, "-c", SERVE, port, "/etc/deepseek-r1/gateway/nginx.conf"], ready=serves
+    )
+    assert look(ports=[port])["ports"][port]["ours"] is True
+    assert look(ports=[port], own_paths=["/srv"])["ports"][port]["ours"] is False
+
+
+def test_our_own_services_are_known_by_their_user(inspect_host):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        user = inspect_host.user_name(os.getuid())
+        assert inspect_host.holders({port}, [], user)[str(port)]["ours"] is True
+        assert inspect_host.holders({port}, [], "r1-")[str(port)]["ours"] is False
+
+
+def test_sources_are_asked_at_once(look, hub, free_port):
+    start = time.monotonic()
+    sources = look(
+        timeout=0.7,
+        sources={
+            "good": hub + "/good",
+            "none": hub + "/none/",
+            "broken": hub + "/broken",
+            "slow": hub + "/slow/1",
+            "slower": hub + "/slow/2",
+            "ollama": hub + "/registry",
+            "closed": f"http://127.0.0.1:{free_port()}",
+            "nonsense": "hub",
+        },
+    )["sources"]
+    assert time.monotonic() - start < 2.5
+    answers = {name for name, source in sources.items() if source["answers"]}
+    assert answers == {"good", "none", "ollama"}
+    assert sources["good"] == {"url": hub + "/good", "answers": True, "error": None}
+    assert sources["broken"]["error"] == "HTTP 503"
+    assert "timed out" in sources["slow"]["error"]
+    assert "refused" in sources["closed"]["error"]
+    assert "unknown url type" in sources["nonsense"]["error"]
+
+
+def test_only_complete_models_are_present(look, tmp_path):
+    write(tmp_path / "models/tiny-r1/q4_k_m/.complete", "{}")
+    write(tmp_path / "models/deepseek-r1-7b/awq/model.safetensors.incomplete", "")
+    assert look(data_path=str(tmp_path))["models_present"] == ["tiny-r1/q4_k_m"]

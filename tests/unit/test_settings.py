@@ -1,0 +1,201 @@
+"""The checks of the role settings, one function at a time; tests/refusals runs them for real."""
+
+import importlib.util
+import secrets
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def checks(repo):
+    path = repo / "roles/settings/action_plugins/check_settings.py"
+    spec = importlib.util.spec_from_file_location("check_settings", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def specs(checks, repo):
+    return checks.load_roles(repo / "roles")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("gateway_port", 1),
+        ("gateway_port", "8080"),
+        ("max_model_len", "auto"),
+        ("max_model_len", 32768),
+        ("max_model_len", "32768"),
+        ("gpu_memory_utilization", 1),
+        ("gpu_memory_utilization", "0.9"),
+        ("enforce_eager", True),
+        ("enforce_eager", "false"),
+        ("data_path", "/mnt/data disk".replace(" ", "-")),
+        ("plan_hardware", {}),
+        ("plan_hardware", {"gpus": [{"memory_mib": 24576, "compute_capability": 8.9}], "cpus": 4}),
+        ("model_sources", ["huggingface"]),
+        ("huggingface_endpoint", "http://127.0.0.1:9000/hub"),
+        ("api_keys", ["alice", "batch-jobs"]),
+    ],
+)
+def test_right_values(checks, specs, name, value):
+    assert checks.check_value(name, value, specs[name]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what", "fix"),
+    [
+        ("gateway_port", "http", "not valid", "a whole number"),
+        ("gateway_port", 0, "not a TCP port", "1 to 65535"),
+        ("gateway_port", 65536, "not a TCP port", "1 to 65535"),
+        ("engine", "olama", "not one of its choices", "did you mean ollama?"),
+        ("engine", "tgi", "not one of its choices", "auto, ollama, vllm, llamacpp, sglang"),
+        ("max_model_len", 0, "neither auto nor", "above 0"),
+        ("max_num_seqs", "1.5", "neither auto nor", "above 0"),
+        ("gpu_memory_utilization", 0, "neither auto nor", "as 0.9"),
+        ("gpu_memory_utilization", 1.1, "neither auto nor", "as 0.9"),
+        ("gpu_memory_utilization", "90%", "neither auto nor", "as 0.9"),
+        ("enforce_eager", "maybe", "neither auto nor", "true or false"),
+        ("data_path", "/", "not a folder", "below /"),
+        ("data_path", "models", "not a folder", "absolute path"),
+        ("data_path", "/my disk", "not a folder", "letters, digits"),
+        ("ollama_registry", "registry.ollama.ai", "not a URL", "https://HOST"),
+        ("api_keys", "alice", "is text, not a list", '{"api_keys": ...}'),
+        ("api_keys", [], "names no client", "[default]"),
+        ("api_keys", ["a", "a"], "names a client twice", "once"),
+        ("api_keys", ["../a"], "holds the name '../a'", "letters"),
+        ("model_sources", ["modelscop"], "modelscope, huggingface", "a list"),
+        ("plan_hardware", {"gpu": []}, "gpu", "a mapping"),
+        ("plan_hardware", {"gpus": [{"name": "T4"}]}, "memory_mib", "a mapping"),
+        ("plan_hardware", {"ram_mib": 0}, "has ram_mib 0", "above 0"),
+    ],
+)
+def test_wrong_values(checks, specs, name, value, what, fix):
+    found = checks.check_value(name, value, specs[name])
+    assert what in found[0]
+    assert fix in found[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "fix"),
+    [
+        (
+            {"engine": "ollama", "precision": "awq"},
+            "precision: value 'awq' cannot be read by engine ollama",
+            "q4_k_m",
+        ),
+        (
+            {"engine": "llamacpp", "kv_cache_dtype": "fp8"},
+            "kv_cache_dtype: value 'fp8' is not known to engine llamacpp",
+            "q8_0",
+        ),
+        (
+            {"engine": "llamacpp", "pipeline_parallel_size": 2},
+            "pipeline_parallel_size: value 2 means nothing to engine llamacpp",
+            "auto",
+        ),
+        (
+            {"engine": "vllm", "precision": "q4_k_m"},
+            "precision: value 'q4_k_m' is a GGUF type",
+            "awq",
+        ),
+        (
+            {"engine": "sglang", "kv_cache_dtype": "q8_0"},
+            "kv_cache_dtype: value 'q8_0' is not known to engine sglang",
+            "fp8",
+        ),
+        (
+            {"max_num_batched_tokens": 64, "max_num_seqs": 128},
+            "max_num_batched_tokens: value 64 is less than max_num_seqs, 128",
+            "at least 128",
+        ),
+        (
+            {"plan_hardware": {"cpus": 4}, "tensor_parallel_size": 2},
+            "tensor_parallel_size: value 2 asks for more GPUs than plan_hardware has, 0",
+            "at most 1",
+        ),
+        (
+            {"gateway_port": "18000", "engine_port": 18000},
+            "gateway_port: value '18000' is also the value of engine_port",
+            "a port of its own",
+        ),
+        (
+            {"model_fallback": "tiny-r1"},
+            "model_fallback: value 'tiny-r1' is set on host gpu-box",
+            "leave it empty",
+        ),
+    ],
+)
+def test_contradictions(checks, settings, start, fix):
+    defaults = {"kv_cache_dtype": "auto", "pipeline_parallel_size": "auto"}
+    (found,) = checks.contradictions({**defaults, **settings}, "gpu-box")
+    assert found.startswith(start)
+    assert fix in found.partition("; fix: ")[2]
+
+
+def test_the_defaults_agree_with_each_other(checks, specs):
+    settings = {name: spec["default"] for name, spec in specs.items() if "default" in spec}
+    assert checks.contradictions(settings, "gpu-box") == []
+    assert checks.contradictions({**settings, "model_fallback": "tiny-r1"}, "local") == []
+
+
+def test_unknown_names(checks):
+    documented = {"gateway_port": {}, "engine": {}}
+    names = ["gateway_prot", "engine", "__mine", "ansible_host", "r1_etc", "backup_dir", "zzz"]
+    names += ["inventory_hostname", "groups", "environment"]
+    assert checks.unknown_names(names, documented, {"r1_etc"}, ["backup_*"]) == [
+        ("gateway_prot", "gateway_port"),
+        ("zzz", None),
+    ]
+
+
+def test_models_are_looked_up_in_catalogue_and_own(checks):
+    settings = {"model": "mine", "models": {"mine": {}}, "model_fallback": ""}
+    assert checks.check_models(settings, {"deepseek-r1-7b": {}}) == []
+    (found,) = checks.check_models({"model": "deepseek-r1-7"}, {"deepseek-r1-7b": {}})
+    assert found.startswith("model: value 'deepseek-r1-7' is not in the catalogue")
+    assert "did you mean deepseek-r1-7b?" in found
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["", "short", "changeme-changeme-changeme-1", "my-password-is-long-enough-123", "a" * 40,
+     "sk-xxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "<put your key here, please do>", "ab" * 20,
+     "YOUR_API_KEY_AAAAAAAAAAAAAAAA", "sk-1234567890abcdefghijklmno"],
+)  # fmt: skip
+def test_weak_secrets(checks, secret):
+    assert checks.weak_secret(secret)
+
+
+def test_made_secrets_are_strong(checks):
+    assert not any(checks.weak_secret("sk-" + secrets.token_urlsafe(32)) for _ in range(2000))
+
+
+def test_secret_files(checks, tmp_path):
+    assert checks.check_secret_files(tmp_path / "missing") == []
+    strong = "sk-" + secrets.token_urlsafe(32)
+    for name, text, mode in [
+        ("api_key", "changeme", 0o600),
+        ("api_key.alice", strong, 0o644),
+        ("api_key.bob", strong, 0o600),
+        ("engine_key", "$ANSIBLE_VAULT;1.1;AES256\n6162", 0o600),
+        ("note", "x", 0o600),
+    ]:
+        (tmp_path / name).write_text(text + "\n")
+        (tmp_path / name).chmod(mode)
+    weak, readable = checks.check_secret_files(tmp_path)
+    assert weak.startswith(f"{tmp_path}/api_key: value (hidden) is a placeholder; fix: rm ")
+    assert readable.startswith(f"{tmp_path}/api_key.alice: value (hidden) is open to every user")
+    assert f"chmod 600 '{tmp_path}/api_key.alice'" in readable
+
+
+def test_checkout(checks, tmp_path):
+    (tmp_path / "roles").mkdir()
+    tmp_path.chmod(0o755)
+    assert checks.check_checkout(tmp_path) == []
+    (tmp_path / "roles").chmod(0o777)
+    (found,) = checks.check_checkout(tmp_path)
+    assert found.startswith(f"checkout: value '{tmp_path}/roles' can be written by every user")
+    assert f"fix: chmod o-w '{tmp_path}/roles'" in found
