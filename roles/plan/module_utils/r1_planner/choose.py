@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from . import cards, sources
 from .candidates import GGUF_ENGINES, evaluate
 from .units import gib
@@ -59,17 +61,21 @@ def precisions(model, engine, hardware, wishes):
 
 def best_precision(model, engine, hardware, wishes, disk):
     """Return (Candidate, rejected): the first precision that fits and is fast enough, else
-    the first that fits, else the last tried."""
+    the fastest that fits, else the one that needs least."""
     tried = []
     for precision in precisions(model, engine, hardware, wishes):
         found = evaluate(model, engine, precision, hardware, wishes)
-        if found.fits:
-            found = disk(found)
+        found = disk(found) if found.fits else found
         if found.fits and not found.slow:
             return found, tried
         tried.append(found)
-    kept = next((found for found in tried if found.fits), tried[0])
+    kept = min(tried, key=lambda one: (not one.fits, -one.tokens_per_second * one.fits, need(one)))
     return kept, [found for found in tried if found is not kept]
+
+
+def need(found):
+    """Bytes a Candidate needs; more than anything when it cannot work at all."""
+    return found.memory.total(found.tokens) if found.memory else float("inf")
 
 
 def disk_check(hardware, present, measured):
@@ -102,34 +108,48 @@ def ability(found):
     return (found.model.aime or 0, found.tokens_per_second)
 
 
-def choose(models, hardware, wishes, order, disk):
-    """Return (chosen or None, considered, rejected precisions).
+@dataclass(frozen=True)
+class Choice:
+    """What one engine can do: its best Candidate (or None) and the best of every model, with
+    the precisions that were turned down on the way to the best."""
 
-    `considered` holds the best Candidate of every model: the chosen engine's.
-    """
+    top: object
+    considered: tuple
+    rejected: tuple
+
+    @property
+    def shown(self):
+        return self.top or min(self.considered, key=need)
+
+
+def choose(models, hardware, wishes, order, disk):
+    """Return (the best Choice, the other engines' Choices)."""
     if wishes.model != "auto":
         pool = [models[wishes.model]]
     else:
         pool = [model for model in models.values() if model.auto]
-    best = None
-    for engine in order:
-        considered, rejected = [], []
-        for model in pool:
-            found, less = best_precision(model, engine, hardware, wishes, disk)
-            considered.append(found)
-            rejected += less
-        fitting = [found for found in considered if found.fits and not found.slow]
-        if not fitting:  # nothing is fast: then the fastest
-            slow = [found for found in considered if found.fits]
-            fitting = sorted(slow, key=lambda found: found.tokens_per_second)[-1:]
-        top = max(fitting, key=ability) if fitting else None
-        if best is None or _better(top, best[0]):
-            best = (top, considered, rejected)
-    return best
+    choices = [_of_engine(pool, engine, hardware, wishes, disk) for engine in order]
+    best = choices[0]
+    for choice in choices[1:]:
+        if _better(choice.top, best.top):
+            best = choice
+    return best, [choice for choice in choices if choice is not best]
+
+
+def _of_engine(pool, engine, hardware, wishes, disk):
+    pairs = [best_precision(model, engine, hardware, wishes, disk) for model in pool]
+    considered = [found for found, _rejected in pairs]
+    fitting = [found for found in considered if found.fits and not found.slow]
+    if not fitting:  # nothing is fast enough: then the fastest
+        slow = [found for found in considered if found.fits]
+        fitting = sorted(slow, key=lambda found: found.tokens_per_second)[-1:]
+    top = max(fitting, key=ability) if fitting else None
+    rejected = [one for found, less in pairs if found is top or len(pool) == 1 for one in less]
+    return Choice(top, tuple(considered), tuple(rejected))
 
 
 def _better(top, held):
-    """Whether a later engine's choice beats an earlier engine's: only by more ability."""
+    """Whether a later engine's best beats an earlier engine's: only by more ability."""
     if top is None or held is None:
         return top is not None
     return (not top.slow, top.model.aime or 0) > (not held.slow, held.model.aime or 0)

@@ -34,12 +34,13 @@ def fit(model, engine, precision, hardware, wishes):
             found = _fit(model, engine, precision, hardware, wishes, dtype, count)
             if found.pop("whole"):
                 return found
-            if best is None or _worth(found) > _worth(best):
+            if best is None or worth(found) > worth(best):
                 best = found
     return best
 
 
-def _worth(found):
+def worth(found):
+    """Sort key of two fits of one combination."""
     return (not found.get("why_not"), found["context"], found["sequences"])
 
 

@@ -45,7 +45,7 @@ def fit(model, engine, precision, hardware, wishes):
         found = _fit(model, precision, hardware, wishes, dtype, ranks, pipeline)
         if found.pop("whole"):
             return found
-        if best is None or found["context"] > best["context"]:
+        if best is None or fit_llama.worth(found) > fit_llama.worth(best):
             best = found
     return best
 

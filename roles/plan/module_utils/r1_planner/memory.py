@@ -84,8 +84,8 @@ _LOADED_EXTRA = {"bf16": 0.10, "fp8": 0.26, "awq": 0.55, "gptq": 0.55}
 
 def vllm_activation(shape, batched_tokens, sequences, precision):
     """Peak activation of the profiling run."""
-    width = shape.hidden + (shape.ffn if not shape.experts else shape.ffn)
-    total = _ACTIVATION_BASE + batched_tokens * _ACTIVATION_PER_TOKEN * width
+    per_token = _ACTIVATION_PER_TOKEN * (shape.hidden + shape.ffn)
+    total = _ACTIVATION_BASE + batched_tokens * per_token
     # the sampler sorts one row of logits per sequence; measured with up to 256
     total += max(0, sequences - 256) * shape.vocab * 16
     return int(total + (_ACTIVATION_FP8 if precision == "fp8" else 0))

@@ -8,7 +8,7 @@ from . import catalogue, choose, reasons, sources
 from . import hardware as hw
 from .candidates import GGUF_ENGINES, evaluate
 from .units import PlanError
-from .wishes import DEPLOYABLE_ENGINES, DEPLOYABLE_RUNTIMES, wishes_from
+from .wishes import DEPLOYABLE_ENGINES, DEPLOYABLE_RUNTIMES, Wishes, wishes_from
 
 
 def make_plan(host, settings, models, inspection=None, for_deploy=False):
@@ -58,32 +58,35 @@ class _Plan:
     def make(self):
         order, why = choose.engines(self.hardware, self.wishes, self.for_deploy)
         self.reasons += why
-        chosen, considered, rejected = choose.choose(
-            self.models, self.hardware, self.wishes, order, self.disk
-        )
-        download = None
-        if chosen is not None:
-            download, errors = sources.find(
-                chosen.model,
-                chosen.precision,
-                chosen.engine,
-                self.wishes,
-                self.answers,
-                self.present,
-            )
-            if download is None:
-                chosen, download = self._without_source(chosen, errors)
-            elif errors:
-                self.reasons.append(f"source: {'; '.join(errors)}.")
+        choice, others = choose.choose(self.models, self.hardware, self.wishes, order, self.disk)
+        chosen, download = choice.top, None
+        if chosen is None:
+            self._nothing_fits(choice)
         else:
-            self._nothing_fits(considered)
-        self._deployable(chosen or considered[0])
+            self.reasons += [
+                reasons.of_other_engine(other, chosen)
+                for other in others
+                if order.index(other.shown.engine) < order.index(chosen.engine)
+            ]
+            chosen, download = self._source(chosen)
+        self._deployable(choice.shown)
         if chosen is not None:
             self.reasons += reasons.of_choice(chosen, self.wishes, self.fallback)
         self.reasons += reasons.of_rejections(
-            chosen, considered, rejected, self.models, self.wishes
+            choice, chosen, self.models, self.wishes, self.hardware
         )
-        return self._as_dict(chosen, considered, download)
+        return self._as_dict(chosen, choice.shown, download)
+
+    def _source(self, chosen):
+        """Return the Candidate to deploy, which may be the fallback, and its download."""
+        download, errors = sources.find(
+            chosen.model, chosen.precision, chosen.engine, self.wishes, self.answers, self.present
+        )
+        if download is None:
+            return self._without_source(chosen, errors)
+        if errors:
+            self.reasons.append(f"source: {'; '.join(errors)}.")
+        return chosen, download
 
     def _without_source(self, chosen, errors):
         fallback = self.settings.get("model_fallback")
@@ -106,27 +109,32 @@ class _Plan:
         self.problems.append(reasons.no_source(chosen, why))
         return chosen, None
 
-    def _nothing_fits(self, considered):
-        largest = self.largest()
-        for found in considered:
-            if self.wishes.model != "auto" or len(considered) == 1:
-                self.problems.append(reasons.of_misfit(found, largest, self.wishes))
-        if not self.problems:
-            self.problems.append(reasons.of_no_fit(self.hardware, considered))
+    def _nothing_fits(self, choice):
+        if self.wishes.model != "auto":
+            why = reasons.of_misfit(choice.shown, self.largest(), self.wishes)
+        else:
+            why = reasons.of_no_fit(self.hardware, choice.shown)
+        planned = None
+        if self.for_deploy and self.wishes.engine == "auto":
+            order, _why = choose.engines(self.hardware, self.wishes, False)
+            planned = choose.choose(self.models, self.hardware, self.wishes, order, self.disk)[
+                0
+            ].top
+        self.problems.append(f"{why} {reasons.only_planned(planned)}" if planned else why)
 
     def largest(self):
         """The most able Candidate that would fit this hardware, whatever was asked for."""
-        free = replace(
-            self.wishes, model="auto", precision="auto", max_model_len=None, max_num_seqs=None,
-            kv_cache_dtype="auto", gpu_memory_utilization=None, tensor_parallel_size=None,
-            pipeline_parallel_size=None, max_num_batched_tokens=None,
-        )  # fmt: skip
+        free = Wishes(
+            engine=self.wishes.engine,
+            goal=self.wishes.goal,
+            model_sources=self.wishes.model_sources,
+            min_context=self.wishes.min_context,
+            min_tokens_per_second=self.wishes.min_tokens_per_second,
+            memory_reserve_mib=self.wishes.memory_reserve_mib,
+            prompt_cache_mib=self.wishes.prompt_cache_mib,
+        )
         order, _why = choose.engines(self.hardware, free, self.for_deploy)
-        if free.engine == "auto" and self.wishes.precision != "auto":
-            order, _why = choose.engines(
-                self.hardware, replace(free, engine="auto"), self.for_deploy
-            )
-        return choose.choose(self.models, self.hardware, free, order, self.disk)[0]
+        return choose.choose(self.models, self.hardware, free, order, self.disk)[0].top
 
     def _deployable(self, found):
         if not self.for_deploy:
@@ -151,8 +159,8 @@ class _Plan:
         found.sort(key=lambda one: (choose.ability(one), one.label), reverse=True)
         return [reasons.alternative(one) for one in found]
 
-    def _as_dict(self, chosen, considered, download):
-        shown = chosen or considered[0]
+    def _as_dict(self, chosen, shown, download):
+        shown = chosen or shown
         largest = None if chosen else self.largest()
         runtime = "native" if self.wishes.runtime == "auto" else self.wishes.runtime
         key = "memory_per_gpu" if shown.gpus else "memory"
@@ -191,14 +199,13 @@ class _Plan:
     def _engine_args(self, shown):
         if shown.engine not in GGUF_ENGINES:
             return {}
-        args = {
+        return {
             "threads": max(1, self.hardware.cpus),
             "slots": shown.sequences,
             "context_total": shown.context * shown.sequences,
             "gpu_layers": 999 if shown.gpus else 0,
             "gpus": shown.gpus,
         }
-        return args
 
 
 def refused(host, problems):

@@ -14,10 +14,10 @@ def of_choice(found, wishes, fallback):
     if not fallback:
         yield f"model: {_why_model(found, wishes)}"
     yield f"precision: {_why_precision(found, wishes)}"
-    yield (
-        f"context: {number(found.context)} tokens for each of {found.sequences} parallel "
-        f"requests{_why_context(found, wishes)}."
+    at_once = (
+        f"each of {found.sequences} requests at once" if found.sequences > 1 else "one request"
     )
+    yield (f"context: {number(found.context)} tokens for {at_once}{_why_context(found, wishes)}.")
     yield (
         f"memory: {gib(held.total(found.tokens))} {where} (weights {gib(held.weights)}, "
         f"KV cache of {number(found.tokens)} tokens {gib(found.tokens * held.kv_per_token)}, "
@@ -89,21 +89,33 @@ def no_source(found, why):
     )
 
 
-def of_rejections(chosen, considered, rejected, models, wishes):
-    """One sentence for every model and precision that was not taken."""
-    for found in considered:
-        if chosen is not None and (found is chosen or found.model.name == chosen.model.name):
+def of_other_engine(choice, chosen):
+    """Why an engine that comes first in the order was not taken."""
+    name = ENGINE_NAMES[choice.shown.engine]
+    if choice.top is None:
+        return f"engine: not {name}: {choice.shown.why_not}"
+    return (
+        f"engine: {ENGINE_NAMES[chosen.engine]}, not {name}, because the most able that {name} "
+        f"could serve here is {choice.top.label} (AIME 2024 {choice.top.model.aime or 0:g})."
+    )
+
+
+def of_rejections(choice, chosen, models, wishes, hardware):
+    """One sentence for every model that was not taken, and for the chosen one's precisions
+    that were tried before. `chosen` may be the fallback, which is no part of the choice."""
+    score = chosen.model.aime if chosen else None
+    for found in choice.considered:
+        if chosen is not None and found.model.name == chosen.model.name:
             continue
         if found.why_not or found.slow:
             yield f"rejected: {found.why_not or found.slow}"
-        elif chosen is not None:
+        elif score:
             yield (
                 f"rejected: {found.label} fits, but scores {found.model.aime or 0:g} in AIME 2024 "
-                f"against {chosen.model.aime or 0:g}."
+                f"against {score:g}."
             )
-    for found in rejected:
-        if found.why_not or found.slow:
-            yield f"rejected: {found.why_not or found.slow}"
+    for found in choice.rejected:
+        yield f"rejected: {found.why_not or found.slow}"
     if wishes.model == "auto":
         for model in models.values():
             if not model.auto and (chosen is None or model.name != chosen.model.name):
@@ -111,28 +123,31 @@ def of_rejections(chosen, considered, rejected, models, wishes):
 
 
 def of_misfit(found, largest, wishes):
-    would = "nothing in the catalogue would fit"
+    """Why what was asked for does not fit, in figures, and what would."""
+    would = ["nothing in the catalogue would fit"]
     if largest is not None:
-        would = (
+        would = [
             f"the most able that would fit is {largest.label} with {ENGINE_NAMES[largest.engine]} "
             f"and a context of {number(largest.context)} tokens"
-        )
-    room = found.memory.kv_tokens if found.memory else 0
-    if room and wishes.max_model_len and found.sequences:
-        per = room // found.sequences if found.gpus == 0 or found.utilization is None else room
-        would = f"max_model_len of at most {number(per)} would fit; else {would}"
-    return f"{found.why_not} Instead: {would}."
+        ]
+    if found.memory and wishes.max_model_len:
+        room = found.memory.kv_tokens
+        room = room if found.utilization else room // max(1, found.sequences)
+        if room:
+            would.insert(0, f"max_model_len of at most {number(min(room, wishes.max_model_len))}")
+    return f"model: {found.why_not} Instead: {'; or '.join(would)}."
 
 
-def of_no_fit(hardware, considered):
-    nearest = min(
-        (found for found in considered if found.memory),
-        key=lambda found: found.memory.total(found.tokens),
-        default=None,
+def of_no_fit(hardware, smallest):
+    return f"model: nothing fits {hardware.words}. The smallest: {smallest.why_not}"
+
+
+def only_planned(found):
+    """What would fit with an engine that can be planned but not deployed."""
+    return (
+        f"With {ENGINE_NAMES[found.engine]}, which this version cannot deploy yet, {found.label} "
+        "would fit (playbooks/plan.yml shows it)."
     )
-    if nearest is None:
-        return f"model: nothing can run on {hardware.words}: {considered[0].why_not}"
-    return f"model: nothing fits {hardware.words}; the smallest: {nearest.why_not}"
 
 
 def not_deployable(setting, value, known):

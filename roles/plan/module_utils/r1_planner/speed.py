@@ -15,6 +15,8 @@ GPU_EFFICIENCY = {"bf16": 0.93, "fp8": 0.93, "awq": 0.60, "gptq": 0.60}
 # llama.cpp and Ollama on a GPU, not measured by this project: a cautious figure.
 GGUF_GPU_EFFICIENCY = 0.55
 LAYER_SECONDS = 63e-6
+# A layer of experts takes several kernels more: a cautious figure, not measured here.
+LAYER_SECONDS_EXPERTS = 250e-6
 LAYER_SECONDS_EAGER = 476e-6
 # Each further tensor parallel rank waits for two all-reduces per layer.
 LAYER_SECONDS_TP = 25e-6
@@ -43,7 +45,9 @@ def estimate(model, precision, size, hardware, engine, tensor_parallel=1, eager=
         }
     gpu = hardware.gpus[0]
     layers = model.shape.layers if model.shape else 32
-    per_layer = LAYER_SECONDS_EAGER if eager else LAYER_SECONDS
+    experts = model.shape is not None and model.shape.experts
+    per_layer = LAYER_SECONDS_EXPERTS if experts else LAYER_SECONDS
+    per_layer = max(per_layer, LAYER_SECONDS_EAGER) if eager else per_layer
     if engine in ("vllm", "sglang"):
         share = GPU_EFFICIENCY.get(precision, 0.6)
         moving = read / tensor_parallel / (gpu.bandwidth * 1e9 * share)

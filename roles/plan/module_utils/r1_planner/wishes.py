@@ -139,6 +139,7 @@ def _hubs(value, problems):
     for hub in hubs:
         if hub not in HUBS:
             problems.append(
-                f"model_sources: '{hub}' is not known.{nearest(hub, HUBS)} Known: {', '.join(HUBS)}."
+                f"model_sources: '{hub}' is not known.{nearest(hub, HUBS)} "
+                f"Known: {', '.join(HUBS)}."
             )
     return hubs
