@@ -64,7 +64,13 @@ def test_everything_is_joined_once(problems, seen):
     seen["root"] = False
     found = problems(
         settings=["engine: value 'x' is wrong; fix: y", "model: value 'z' is wrong; fix: y"],
-        plan={"problems": ["model: value 'z' is not known; fix: y", "disk: too little; fix: y"]},
+        plan={
+            "problems": [
+                "model: value 'z' is not known; fix: y",
+                "engine.x: no",
+                "disk: too little; fix: y",
+            ]
+        },
     )
     assert [text.partition(":")[0] for text in found] == ["engine", "model", "no sudo", "disk"]
 
@@ -143,13 +149,3 @@ def test_ports(problems, seen):
     for holder in seen["ports"].values():
         holder["ours"] = True
     assert problems() == []
-
-
-def test_what_this_version_cannot_do_yet(problems, rules):
-    assert {name: values for name, (values, _) in rules["not_yet"].items()} == {
-        "runtime": ["compose"],
-        "engine": ["vllm", "sglang"],
-    }
-    runtime, engine = problems(plan={"runtime": "compose", "engine": "vllm"})
-    assert runtime.startswith("runtime: value compose is not available yet in this version; fix:")
-    assert engine.startswith("engine: value vllm is not available yet in this version; fix:")

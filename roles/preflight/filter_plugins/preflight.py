@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def problem(name, value, what, fix) -> str:
     return f"{name}: value {value} {what}; fix: {fix}"
@@ -9,6 +11,11 @@ def problem(name, value, what, fix) -> str:
 
 def numbers(version) -> tuple:
     return tuple(int(part) for part in str(version).split(".") if part.isdigit())
+
+
+def subject(text) -> str:
+    """The setting that a sentence is about."""
+    return re.match(r"\w*", text).group()
 
 
 def root_problems(seen, become_error) -> list[str]:
@@ -130,28 +137,17 @@ def state_problems(seen, data_path) -> list[str]:
     ]
 
 
-def not_yet_problems(plan, not_yet) -> list[str]:
-    return [
-        problem(
-            name, plan[name], "is not available yet in this version", f"set {name} to {instead}"
-        )
-        for name, (values, instead) in not_yet.items()
-        if plan.get(name) in values
-    ]
-
-
 def preflight_problems(settings_problems, seen, plan, rules, wanted) -> list[str]:
     """Join all problems, each once."""
     found = list(settings_problems)
-    named = {text.partition(":")[0] for text in found}
+    named = {subject(text) for text in found}
     if seen:
         found += root_problems(seen, wanted["become_error"])
         found += system_problems(seen, rules)
         found += engine_problems(seen, plan, rules)
         found += port_problems(seen, wanted["ports"])
         found += state_problems(seen, wanted["data_path"])
-    found += not_yet_problems(plan, rules["not_yet"])
-    found += [text for text in plan.get("problems") or [] if text.partition(":")[0] not in named]
+    found += [text for text in plan.get("problems") or [] if subject(text) not in named]
     return list(dict.fromkeys(found))
 
 

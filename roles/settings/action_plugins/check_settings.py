@@ -124,8 +124,8 @@ def check_range(name, value, kind) -> tuple[str, str] | None:
         if not re.fullmatch(r"[1-9]\d*", str(value)):
             return "is neither auto nor a whole number above 0", "give auto or a number above 0"
     elif name == "gpu_memory_utilization" and str(value) != "auto":
-        if not re.fullmatch(r"\d*\.?\d+", str(value)) or not 0 < float(value) <= 1:
-            return "is neither auto nor a share", "give auto, or above 0 and up to 1, as 0.9"
+        if not re.fullmatch(r"\d*\.?\d+", str(value)) or not 0.05 <= float(value) <= 0.99:
+            return "is neither auto nor a share", "give auto, or a share from 0.05 to 0.99"
     elif name == "enforce_eager" and str(value).lower() not in ("auto", "true", "false"):
         return "is neither auto nor a truth value", "give auto, true or false"
     elif name in URLS and not re.fullmatch(r"https?://[^\s/]+\S*", str(value)):
@@ -154,12 +154,11 @@ def check_clients(clients) -> tuple[str, str] | None:
 
 
 def check_hardware(hardware) -> tuple[str, str] | None:
-    sizes = [
-        (key, hardware[key]) for key in ("ram_mib", "cpus", "disk_free_mib") if key in hardware
-    ]
-    sizes += [("gpus: memory_mib", gpu["memory_mib"]) for gpu in hardware.get("gpus") or []]
+    sizes = [(key, value) for key, value in hardware.items() if key != "gpus"]
+    for gpu in hardware.get("gpus") or []:
+        sizes += [("a card's " + key, value) for key, value in gpu.items() if key == "memory_mib"]
     for key, size in sizes:
-        if int(size) < 1:
+        if float(size) <= 0:
             return f"has {key} {size}", f"give {key} above 0"
     return None
 
@@ -239,26 +238,6 @@ def contradictions(settings: dict, host: str) -> list[str]:
         other = ports.setdefault(str(settings[name]), name)
         if other != name:
             clash(name, f"is also the value of {other}", f"give {name} a port of its own")
-    return found
-
-
-def check_models(settings: dict, catalogue) -> list[str]:
-    known = {*catalogue, *(settings.get("models") or {})}
-    found = []
-    for name in ("model", "model_fallback"):
-        value = settings.get(name)
-        if known and value not in (None, "", "auto") and value not in known:
-            close = nearest(value, known)
-            found.append(
-                problem(
-                    name,
-                    show(value),
-                    "is not in the catalogue nor in models",
-                    (f"did you mean {close}? " if close else "")
-                    + "use auto or one of "
-                    + ", ".join(sorted(known)),
-                )
-            )
     return found
 
 
@@ -359,7 +338,6 @@ class ActionModule(ActionBase):
 
         host = task_vars["inventory_hostname"]
         self.problems += contradictions(settings, host)
-        self.problems += check_models(settings, task_vars.get("__plan_catalogue", ()))
         folder = settings.get("secrets_path") or project / "secrets" / host
         self.problems += check_secret_files(Path(folder))
         self.problems += check_checkout(project)
