@@ -1,10 +1,15 @@
-"""A stand-in for gateway and engine whose faults can be switched on, and the module's checks."""
+"""The module's checks, a clone to play in, and a stand-in whose faults can be switched on."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +17,12 @@ KEY = "k" * 40
 MODEL = "tiny-r1"
 THOUGHT = "The user asks for the sum of 2 and 2. 2+2 equals 4."
 TEXT = "2 + 2 = 4."
+PLAN = {
+    "engine": "llamacpp",
+    "model": "tiny-r1",
+    "served_model_name": "tiny-r1",
+    "memory": {"total_bytes": 64 * 1024**3},
+}
 
 
 def load(path):
@@ -19,6 +30,11 @@ def load(path):
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# The real gateway, Redis and engine, as the gateway's own tests start them.
+_parts = load(Path(__file__).parents[1] / "gateway/conftest.py")
+llama, paths, redis, start_gateway = _parts.llama, _parts.paths, _parts.redis, _parts.start_gateway
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +153,6 @@ def ask(verify, stand_in):
             "api_key": KEY,
             "ca": "",
             "model": MODEL,
-            "engine": "llamacpp",
             "reasoning": True,
             "cache": True,
             "question": "What is 2+2?",
@@ -150,3 +165,52 @@ def ask(verify, stand_in):
         return {check["name"]: check for check in verify.run_checks(params)}
 
     return run
+
+
+@pytest.fixture
+def clone(repo, tmp_path):
+    """A copy of what verify needs, so that no test writes into this clone."""
+    shutil.copy(repo / "ansible.cfg", tmp_path)
+    shutil.copytree(repo / "playbooks", tmp_path / "playbooks")
+    for role in ("settings", "verify", "report"):
+        shutil.copytree(repo / "roles" / role, tmp_path / "roles" / role)
+    (tmp_path / "hosts").write_text(
+        "local ansible_connection=local ansible_python_interpreter=/usr/bin/python3\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def deployed(clone):
+    """The clone after a deploy on host `local`."""
+    for path, text in {
+        "secrets/local/api_key": KEY + "\n",
+        "reports/local/plan.json": json.dumps(PLAN),
+    }.items():
+        (clone / path).parent.mkdir(parents=True)
+        (clone / path).write_text(text)
+    return clone
+
+
+@pytest.fixture
+def play(clone):
+    def run(*args, playbook="playbooks/verify.yml", **settings):
+        # No process of the stand-in runs as the engine's user.
+        settings["__verify_memory"] = {"user": "root", "planned_bytes": 64 * 1024**3}
+        command = [Path(sys.executable).parent / "ansible-playbook", playbook]
+        command += ["-i", "hosts", "-l", "local", "-e", json.dumps(settings), *args]
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(clone / "ansible.cfg")}
+        return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate for 127.0.0.1 that signs itself."""
+    key, cert = tmp_path / "key", tmp_path / "cert"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1"
+    names = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", key, "-out", cert]
+    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+    return cert, key

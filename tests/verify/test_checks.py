@@ -2,7 +2,6 @@
 
 import socket
 import ssl
-import subprocess
 import threading
 
 import pytest
@@ -47,7 +46,7 @@ def test_a_second_run_does_not_meet_the_first_ones_cache(ask):
         (
             {"engine_down": 1},
             ["completion", "reasoning", "stream", "cache"],
-            ["502", "the engine does not answer", "deepseek-r1 logs llamacpp"],
+            ["502", "the engine does not answer", "deepseek-r1 logs engine"],
         ),
         (
             {"content": ""},
@@ -57,7 +56,7 @@ def test_a_second_run_does_not_meet_the_first_ones_cache(ask):
         (
             {"thought": ""},
             ["reasoning", "stream"],
-            ["no reasoning_content", "reasoning parser", "deepseek-r1 logs llamacpp"],
+            ["no reasoning_content", "reasoning parser", "deepseek-r1 logs engine"],
         ),
         (
             {"content": "4<｜end▁of▁sentence｜>"},
@@ -153,17 +152,6 @@ def test_a_door_that_never_answers(ask):
     assert "firewall" in checks["health"]["detail"]
 
 
-@pytest.fixture
-def certificate(tmp_path):
-    """A certificate for 127.0.0.1 that signs itself."""
-    key, cert = tmp_path / "key", tmp_path / "cert"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1"
-    names = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", key, "-out", cert]
-    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
-    return cert, key
-
-
 def test_tls_with_and_without_its_authority(ask, stand_in, certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
@@ -229,7 +217,7 @@ GIB = 1024**3
 )
 def test_memory_against_the_plan(action, measured, gpu, passed, text):
     memory = {"user": "r1-engine", "gpu": gpu, "planned_bytes": 2 * GIB}
-    result, detail = action.judge_memory(measured, memory, "llamacpp")
+    result, detail = action.judge_memory(measured, memory)
     assert result is passed
     assert text in detail
-    assert passed or measured.get("failed") or "deepseek-r1 logs llamacpp" in detail
+    assert passed or measured.get("failed") or "deepseek-r1 logs engine" in detail

@@ -1,59 +1,10 @@
 """playbooks/verify.yml against the stand-in: what is printed, written and refused."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 KEY = "k" * 40
-PLAN = {
-    "engine": "llamacpp",
-    "model": "tiny-r1",
-    "served_model_name": "tiny-r1",
-    "memory": {"total_bytes": 64 * 1024**3},
-}
-
-
-@pytest.fixture
-def clone(repo, tmp_path):
-    """A copy of what verify needs, so that no test writes into this clone."""
-    shutil.copy(repo / "ansible.cfg", tmp_path)
-    shutil.copytree(repo / "playbooks", tmp_path / "playbooks")
-    for role in ("settings", "verify"):
-        shutil.copytree(repo / "roles" / role, tmp_path / "roles" / role)
-    (tmp_path / "hosts").write_text(
-        "local ansible_connection=local ansible_python_interpreter=/usr/bin/python3\n"
-    )
-    return tmp_path
-
-
-@pytest.fixture
-def deployed(clone, stand_in):
-    """The clone after a deploy of the stand-in on host `local`."""
-    for path, text in {
-        "secrets/local/api_key": KEY + "\n",
-        "reports/local/plan.json": json.dumps(PLAN),
-    }.items():
-        (clone / path).parent.mkdir(parents=True)
-        (clone / path).write_text(text)
-    return clone
-
-
-@pytest.fixture
-def play(clone):
-    def run(*args, playbook="playbooks/verify.yml", **settings):
-        # No process of the stand-in runs as the engine's user.
-        settings["__verify_memory"] = {"user": "root", "planned_bytes": 64 * 1024**3}
-        command = [Path(sys.executable).parent / "ansible-playbook", playbook]
-        command += ["-i", "hosts", "-l", "local", "-e", json.dumps(settings), *args]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(clone / "ansible.cfg")}
-        return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
-
-    return run
 
 
 def settings_for(stand_in):

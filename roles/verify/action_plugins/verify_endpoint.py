@@ -22,9 +22,9 @@ def gib(size):
     return f"{size / 1024**3:.2f} GiB"
 
 
-def judge_memory(measured, memory, engine):
+def judge_memory(measured, memory):
     """Compare what engine_memory measured with the plan; return (passed, detail)."""
-    plan, logs = memory["planned_bytes"], f"`deepseek-r1 logs {engine}`"
+    plan, logs = memory["planned_bytes"], "`deepseek-r1 logs engine`"
     if measured.get("failed"):
         return False, f"engine_memory failed on the host: {measured.get('msg')}"
     if not measured["processes"]:
@@ -90,6 +90,6 @@ class ActionModule(ActionBase):
         start, memory = time.monotonic(), params["memory"]
         arguments = {"user": memory["user"], "gpu": memory.get("gpu", False)}
         measured = self._execute_module("engine_memory", arguments, task_vars=task_vars)
-        passed, detail = judge_memory(measured, memory, params["engine"])
+        passed, detail = judge_memory(measured, memory)
         seconds = round(time.monotonic() - start, 3)
         return {"name": "memory", "passed": passed, "detail": detail, "seconds": seconds}
