@@ -1,0 +1,229 @@
+"""The real Ollama, started as the role's service says, and the modules run as Ansible runs them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+SECONDS_TO_BUILD = 1200
+CONTEXT = 1024
+
+
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def call(url, body=None, method=None):
+    """Status and bytes of one request."""
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data=data, method=method), timeout=60
+        ) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def ready(url):
+    def answers():
+        try:
+            return call(url)[0] == 200
+        except OSError:
+            return False
+
+    return answers
+
+
+@pytest.fixture(scope="session")
+def ollama_binary():
+    built = subprocess.run(
+        [REPO / "tests/tools/build_ollama"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return Path(built.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def settings():
+    """What earlier roles hand to the role ollama."""
+    return {
+        "plan_result": {
+            "engine": "ollama",
+            "served_model_name": "tiny-r1",
+            "precision": "q4_k_m",
+            "max_model_len": CONTEXT,
+            "max_num_seqs": 2,
+            "kv_cache_dtype": "f16",
+            "engine_args": {"threads": 2, "gpu_layers": 0},
+            "prompt_policy": {"force_think": True},
+        },
+        "inspect_result": {"arch": "x86_64"},
+        "engine_port": port(),
+        "model_path": str(REPO / "roles/model/files/tiny-r1/tiny-r1-q4_k_m.gguf"),
+    }
+
+
+@pytest.fixture(scope="session")
+def play(tmp_path_factory):
+    """Run tasks on this machine with the role's variables at hand; returns the process."""
+
+    def run(tasks, settings, *arguments, callback="default"):
+        folder = tmp_path_factory.mktemp("play")
+        load = {"ansible.builtin.import_role": {"name": "ollama", "tasks_from": "model.yml"}}
+        book = {"hosts": "all", "gather_facts": False, "vars": settings}
+        book["tasks"] = [*tasks, {**load, "when": False}]  # imported for its variables
+        (folder / "play.json").write_text(json.dumps([book]))
+        (folder / "templates").symlink_to(REPO / "roles/ollama/templates")
+        command = [BIN / "ansible-playbook", folder / "play.json", "-i", "local,", "-c", "local"]
+        command += ["-e", "ansible_python_interpreter=python3"]
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg")}
+        environment["ANSIBLE_STDOUT_CALLBACK"] = callback
+        return subprocess.run(
+            [*command, *arguments], cwd=REPO, env=environment, capture_output=True, text=True
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rendered(play):
+    """The values of the role's variables, for each of these changes of the settings."""
+
+    def values(settings, changes, *names):
+        text = "{" + ", ".join(f'"{name}": {{{{ {name} | to_json }}}}' for name in names) + "}"
+        tasks = [{"name": "x", "ansible.builtin.debug": {"msg": text}, "vars": x} for x in changes]
+        settings = {**settings, "data_path": "/data", "r1_opt": "/opt/r1"}
+        done = play(tasks, settings, callback="ansible.posix.json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        tasks = json.loads(done.stdout)["plays"][0]["tasks"][: len(changes)]
+        return [json.loads(task["hosts"]["local"]["msg"]) for task in tasks]
+
+    return values
+
+
+@pytest.fixture(scope="session")
+def role(ollama_binary, settings, rendered, tmp_path_factory):
+    """The role's service, template and parameters, for folders of this test."""
+    root = tmp_path_factory.mktemp("ollama")
+    own = {"data_path": str(root), "r1_opt": str(root / "opt")}
+    names = ("ollama_service", "__ollama_template", "__ollama_parameters", "__ollama_home")
+    (found,) = rendered(settings, [own], *names)
+    home = Path(found["__ollama_home"])
+    (home / "bin").mkdir(parents=True)
+    (home / "bin/ollama").symlink_to(ollama_binary)
+    return SimpleNamespace(
+        service=found["ollama_service"],
+        template=found["__ollama_template"],
+        parameters=found["__ollama_parameters"],
+    )
+
+
+@pytest.fixture(scope="session")
+def server(role):
+    """Ollama, started with the service's command and environment and nothing else."""
+    environment = role.service["environment"]
+    models = Path(environment["OLLAMA_MODELS"])
+    models.mkdir(exist_ok=True)
+    url = "http://" + environment["OLLAMA_HOST"]
+    log = models.parent / "engine.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            role.service["command"],
+            env={"PATH": os.environ["PATH"], **environment},
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        wait_for(ready(url + "/api/version"), process, log)
+        yield SimpleNamespace(url=url, models=models, log=log, pid=process.pid)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory):
+    """Debian's docker-registry on loopback; Ollama's own registry speaks the same language."""
+    root, address = tmp_path_factory.mktemp("registry"), f"127.0.0.1:{port()}"
+    (root / "config.yml").write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\n"
+        f"http: {{addr: '{address}'}}\n"
+    )
+    log = root / "registry.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            ["docker-registry", "serve", root / "config.yml"], stdout=stream, stderr=stream
+        )
+    try:
+        wait_for(ready(f"http://{address}/v2/"), process, log)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_for(condition, process, log, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"not ready: {log.read_text()[-2000:]}")
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def module():
+    """Run a module of the role with these arguments, by itself; returns its answer."""
+
+    def run(name, check=False, **arguments):
+        arguments = {key: str(v) if isinstance(v, Path) else v for key, v in arguments.items()}
+        arguments.update(_ansible_check_mode=check, _ansible_diff=True)
+        done = subprocess.run(
+            [sys.executable, REPO / f"roles/ollama/library/{name}.py"],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def keep(module, server, role):
+    """ollama_model for this server, with the role's template and parameters unless given."""
+
+    def run(name="tiny-r1", check=False, **arguments):
+        given = {"template": role.template, "parameters": role.parameters, **arguments}
+        return module(
+            "ollama_model", check, name=name, url=server.url, models_path=server.models, **given
+        )
+
+    return run
+
+
+@pytest.fixture
+def empty(server):
+    """Start and end without any model."""
+    remove_all(server)
+    yield
+    remove_all(server)
+
+
+def remove_all(server):
+    for model in json.loads(call(server.url + "/api/tags")[1])["models"]:
+        call(server.url + "/api/delete", {"model": model["name"]}, "DELETE")
+    for path in server.models.glob("sources.json"):
+        path.unlink()
