@@ -86,7 +86,7 @@ def test_the_message_is_numbered(preflight):
 
 def test_no_root(problems, seen):
     seen["root"] = False
-    (found,) = problems(become_error="Missing sudo password\nmore")
+    (found,) = problems(become_error="Task failed: early\nTask failed: Missing sudo password")
     assert found.startswith("no sudo: user alice cannot become root (Missing sudo password); fix:")
     assert "--ask-become-pass" in found
 

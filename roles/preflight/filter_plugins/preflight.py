@@ -22,7 +22,8 @@ def root_problems(seen, become_error) -> list[str]:
     if seen["root"]:
         return []
     user = seen["user"]
-    reason = f" ({become_error.splitlines()[0]})" if become_error else ""
+    last = (become_error.splitlines() or [""])[-1]
+    reason = f" ({last.replace('Task failed: ', '')})" if last else ""
     return [
         f"no sudo: user {user} cannot become root{reason}; fix: connect as root, let {user} use"
         " sudo without a password, or pass --ask-become-pass"

@@ -322,7 +322,7 @@ class ActionModule(ActionBase):
         )
         project, self.task_vars = Path(args["project"]), task_vars
         specs, internal = load_roles(project / "roles")
-        settings, self.problems = {}, []
+        settings, self.problems, self.unreadable = {}, [], False
         self.read_settings(specs, settings)
 
         ignore = settings.get("settings_ignore") or []
@@ -342,7 +342,8 @@ class ActionModule(ActionBase):
         self.problems += check_secret_files(Path(folder))
         self.problems += check_checkout(project)
 
-        if args["refuse"] and self.problems:
+        # A later task would stumble over a setting that cannot be computed.
+        if self.unreadable or (args["refuse"] and self.problems):
             result["failed"] = True
             result["msg"] = "Refused, nothing was changed:\n" + "\n".join(
                 f"{number}. {text}" for number, text in enumerate(self.problems, 1)
@@ -357,7 +358,9 @@ class ActionModule(ActionBase):
         """Fill `settings` with the values that are right by themselves."""
         reasons = set()  # one broken setting breaks the defaults made from it
         for name, spec in specs.items():
-            if name not in self.task_vars:
+            if name not in self.task_vars:  # its role is not in this play
+                if "default" in spec and "{{" not in str(spec["default"]):
+                    settings[name] = spec["default"]
                 continue
             raw, hidden = self.task_vars[name], bool(spec.get("no_log"))
             try:
@@ -367,6 +370,7 @@ class ActionModule(ActionBase):
                 reason = (getattr(error, "message", None) or str(error)).splitlines()[0]
                 if reason not in reasons:
                     reasons.add(reason)
+                    self.unreadable = True
                     self.add(
                         name,
                         raw,

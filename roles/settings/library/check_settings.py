@@ -16,7 +16,10 @@ options:
     type: path
     required: true
   refuse:
-    description: Whether to fail when there are problems.
+    description:
+      - Whether to fail when there are problems.
+      - A setting that cannot be computed, such as one that refers to an unknown variable, is
+        always a failure, because the tasks that follow could not use it.
     type: bool
     default: false
 attributes:

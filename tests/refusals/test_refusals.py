@@ -1,0 +1,272 @@
+"""Every refusal, by its message, from the real ansible-playbook: all at once, before any change.
+
+An ansible-playbook takes seconds to start, so each run holds as many wrong things as can be wrong
+together. They are made wrong for real: a listener on the port, a tiny or read-only disk, another
+machine type, a user without sudo.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+CHECKS = "tests/refusals/checks.yml"
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users need root")
+
+
+class Run:
+    """The outcome of one playbook."""
+
+    def __init__(self, done):
+        self.output = done.stdout + done.stderr
+        self.code = done.returncode
+        blocks = re.findall(r"^    msg: \|-\n((?: {8}.*\n)+)", done.stdout, re.MULTILINE)
+        self.message = [line.strip() for line in blocks[-1].splitlines()] if blocks else []
+        self.problems = [re.sub(r"^\d+\. ", "", line) for line in self.message[1:]]
+
+    def problem(self, start):
+        found = [text for text in self.problems if text.startswith(start)]
+        assert len(found) == 1, f"{start}: {len(found)} times in\n{self.output}"
+        return found[0]
+
+    def assert_refused(self, count):
+        assert self.code == 2, self.output
+        assert "changed=0 " in self.output, self.output
+        assert "the first change" not in self.output
+        plural = "1 problem:" if count == 1 else f"{count} problems:"
+        assert self.message[0] == f"Refused, nothing was changed. {plural}"
+        assert len(self.problems) == count, self.output
+        for text in self.problems:
+            assert re.match(r"[^:]+: ", text), text
+
+
+@pytest.fixture
+def play(repo, tmp_path):
+    """Run a playbook on host `box`, this machine, with the given settings."""
+
+    def run(settings, *options, playbook=CHECKS, host="box", before=(), mounts="", root=repo):
+        given = tmp_path / "settings.json"
+        places = {"secrets_path": str(tmp_path / "secrets"), "__plan_report": ""}
+        given.write_text(json.dumps(places | settings))
+        inventory = tmp_path / "hosts.ini"
+        inventory.write_text(
+            f"{host} ansible_connection=local ansible_python_interpreter={sys.executable}\n"
+        )
+        command = [PLAYBOOK, "-i", inventory, playbook, "-e", f"@{given}", *options]
+        if mounts:  # in a mount namespace of its own, gone with the run
+            command = ["unshare", "-m", "sh", "-c", mounts + ' && exec "$@"', "sh", *command]
+        done = subprocess.run(
+            [str(part) for part in [*before, *command]],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "ANSIBLE_HOME": str(tmp_path / "ansible"),
+                "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+                "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
+                "COLUMNS": "1000",
+            },
+        )
+        return Run(done)
+
+    return run
+
+
+@pytest.fixture
+def held_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_wrong_values_and_a_wrong_host_are_refused_at_once(play, tmp_path, held_port):
+    (tmp_path / "secrets").mkdir()
+    for name, text, mode in [("api_key", "changeme", 0o600), ("api_key.bob", "k3y", 0o644)]:
+        (tmp_path / "secrets" / name).write_text(text)
+        (tmp_path / "secrets" / name).chmod(mode)
+    (tmp_path / "os-release").write_text('ID=alpine\nVERSION_ID=3.20\nPRETTY_NAME="Alpine 3.20"\n')
+    (tmp_path / "disk").mkdir()
+    run = play(
+        {
+            "gateway_prot": 8080,
+            "other_project_user": "x",
+            "backup_dir": "/srv",
+            "settings_ignore": ["backup_*"],
+            "engine": "olama",
+            "max_model_len": "8k",
+            "gpu_memory_utilization": 90,
+            "gateway_port": held_port,
+            "engine_port": 70000,
+            "api_keys": "default",
+            "model_sources": ["modelscop"],
+            "huggingface_endpoint": "huggingface.co",
+            "model_fallback": "tiny-r1",
+            "data_path": str(tmp_path / "disk"),
+            "__inspect_os_release": str(tmp_path / "os-release"),
+        },
+        before=["setarch", "i686"],
+        mounts=f"mount -t tmpfs -o ro none {tmp_path}/disk",
+    )
+    secrets = tmp_path / "secrets"
+    expected = {
+        "gateway_prot: value 8080": "did you mean gateway_port?",
+        "other_project_user: value 'x'": "list it in settings_ignore",
+        "engine: value 'olama'": "did you mean ollama?",
+        "max_model_len: value '8k'": "give auto or a number above 0",
+        "gpu_memory_utilization: value 90": "0.05 to 0.99",
+        "engine_port: value 70000": "1 to 65535",
+        "api_keys: value 'default'": "is text, not a list",
+        "model_sources: value ['modelscop']": "modelscope, huggingface",
+        "huggingface_endpoint: value 'huggingface.co'": "https://HOST",
+        "model_fallback: value 'tiny-r1'": "only the host `local` may fall back",
+        f"{secrets}/api_key: value (hidden) is a placeholder": "fix: rm",
+        f"{secrets}/api_key.bob: value (hidden) is open to every user": "fix: chmod 600",
+        f"{secrets}/api_key.bob: value (hidden) has 3 characters": "fix: rm",
+        "operating system: value 'Alpine 3.20'": "Debian 12, Debian 13, Ubuntu 22.04, Ubuntu 24.04",
+        "processor: value i686": "x86_64",
+        f"gateway_port: value {held_port} is held by": f"(pid {os.getpid()}: ",
+        "data_path: value": "read-only file system",
+    }
+    for start, part in expected.items():
+        assert part in run.problem(start)
+    run.assert_refused(len(expected))
+    assert "changeme" not in run.output
+
+
+def test_contradictions_are_refused_at_once(play, free_port):
+    port = free_port()
+    run = play(
+        {
+            "engine": "llamacpp",
+            "precision": "awq",
+            "kv_cache_dtype": "fp8",
+            "pipeline_parallel_size": 2,
+            "gateway_port": port,
+            "engine_port": port,
+            "gateway_tls": "own",
+            "max_num_batched_tokens": 8,
+            "max_num_seqs": 16,
+            "plan_hardware": {"ram_mib": 16000, "cpus": 4, "gpus": []},
+            "tensor_parallel_size": 2,
+        },
+    )
+    expected = {
+        "precision: value 'awq'": "cannot be read by engine llamacpp",
+        "kv_cache_dtype: value 'fp8'": "is not known to engine llamacpp",
+        "pipeline_parallel_size: value 2": "means nothing to engine llamacpp",
+        f"gateway_port: value {port}": "is also the value of engine_port",
+        "gateway_tls_certificate: value ''": "while gateway_tls is own",
+        "gateway_tls_key: value ''": "while gateway_tls is own",
+        "max_num_batched_tokens: value 8": "is less than max_num_seqs, 16",
+        "tensor_parallel_size: value 2": "more GPUs than plan_hardware has, 0",
+    }
+    for start, part in expected.items():
+        assert part in run.problem(start)
+    run.assert_refused(len(expected))
+
+
+def test_too_little_disk_is_refused(play, tmp_path):
+    (tmp_path / "disk").mkdir()
+    run = play(
+        {"model": "tiny-r1", "data_path": str(tmp_path / "disk")},
+        mounts=f"mount -t tmpfs -o size=64m none {tmp_path}/disk",
+    )
+    assert re.search(r"needs [\d.]+ GiB of disk", run.problem("model: tiny-r1"))
+    run.assert_refused(1)
+
+
+def test_too_little_memory_is_refused_with_what_would_fit(play):
+    run = play(
+        {
+            "model": "deepseek-r1-32b",
+            "plan_hardware": {"ram_mib": 6000, "cpus": 4, "disk_free_mib": 90000},
+        }
+    )
+    problem = run.problem("model: deepseek-r1-32b")
+    assert re.search(r"needs [\d.]+ GiB", problem)
+    assert "Instead: " in problem
+    assert "deepseek-r1-1.5b q4_k_m" in problem
+
+
+def test_a_setting_that_cannot_be_computed_is_refused_with_the_others(play):
+    run = play({"precision": "{{ my_precision }}", "enigne": "ollama"})
+    assert "'my_precision' is undefined" in run.problem("precision: value '{{ my_precision }}'")
+    assert "did you mean engine?" in run.problem("enigne: value 'ollama'")
+    assert run.code == 2
+    assert "changed=0 " in run.output
+    assert "Look at the host" not in run.output
+
+
+def test_no_sudo_is_refused(play, tmp_path):
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    for folder in ("ansible", "remote", "home"):
+        (tmp_path / folder).mkdir(mode=0o777)
+        (tmp_path / folder).chmod(0o777)
+    # An ordinary user who may read this clone, wherever it is.
+    user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    user += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    user += ["env", f"HOME={tmp_path}/home", f"ANSIBLE_LOCAL_TEMP={tmp_path}/ansible/tmp"]
+    run = play({"engin": "ollama", "model": "tiny-r1"}, before=user)
+    assert "user nobody cannot become root (" in run.problem("no sudo: ")
+    assert "--ask-become-pass" in run.problem("no sudo: ")
+    run.problem("engin: value 'ollama'")
+    run.assert_refused(2)
+
+
+def test_a_world_writable_checkout_is_refused(play, repo, tmp_path):
+    clone = tmp_path / "clone"
+    shutil.copytree(repo / "roles", clone / "roles")
+    shutil.copy(repo / CHECKS, clone / "checks.yml")
+    clone.chmod(0o777)
+    (clone / "roles").chmod(0o777)
+    run = play({"model": "tiny-r1"}, playbook="checks.yml", root=clone)
+    for path in (clone, clone / "roles"):
+        assert f"fix: chmod o-w '{path}'" in run.problem(f"checkout: value '{path}'")
+    run.assert_refused(2)
+
+
+def test_the_real_deploy_refuses_before_any_change(play):
+    before = Path("/etc/deepseek-r1").exists()
+    for options in [("--check", "--diff"), ()]:
+        run = play({"gateway_prot": 1, "model": "tiny-r1"}, *options, playbook="deploy.yml")
+        assert "did you mean gateway_port?" in run.problem("gateway_prot: value 1")
+        run.assert_refused(1)
+    assert Path("/etc/deepseek-r1").exists() == before
+
+
+def test_plays_without_preflight_refuse_wrong_settings_too(play):
+    run = play({"engine": "olama"}, playbook="playbooks/plan.yml")
+    assert "did you mean ollama?" in run.problem("engine: value 'olama'")
+    assert run.code == 2
+
+
+OURS = "import socket, sys, time; s = socket.create_server(('', int(sys.argv[1]))); time.sleep(60)"
+
+
+def test_a_deployed_host_is_not_refused(play, background, free_port):
+    port = free_port()
+
+    def serves():
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    background(
+        [sys.executable, "-c", OURS, str(port), "/etc/deepseek-r1/gateway/nginx.conf"], ready=serves
+    )
+    run = play(
+        {"gateway_port": port, "model": "tiny-r1", "model_fallback": "tiny-r1"},
+        "--check",
+        host="local",
+    )
+    assert run.code == 0, run.output
+    assert "the first change" in run.output
