@@ -1,6 +1,7 @@
 """Run the role model in a real play, or its module alone."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -109,6 +110,16 @@ def arguments(folder: Path, download: dict, **more) -> str:
 
 
 @pytest.fixture
+def module_input(tmp_path):
+    """Return a function that gives the module's command and its stdin."""
+
+    def make(download: dict, **more) -> tuple[list, str]:
+        return [sys.executable, MODULE], arguments(tmp_path, download, **more)
+
+    return make
+
+
+@pytest.fixture
 def model_files(tmp_path):
     """Return a function that runs the module alone and gives its answer."""
 
@@ -124,3 +135,24 @@ def model_files(tmp_path):
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
+
+
+def load_hub():
+    spec = importlib.util.spec_from_file_location("model_hub", Path(__file__).with_name("hub.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Hub
+
+
+@pytest.fixture
+def start_hub():
+    """Return a function that starts a stand-in hub with the given files."""
+    running = []
+
+    def start(files: dict[str, bytes]):
+        running.append(load_hub()(files))
+        return running[-1]
+
+    yield start
+    for hub in running:
+        hub.stop()

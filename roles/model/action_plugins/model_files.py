@@ -139,7 +139,8 @@ class ActionModule(ActionBase):
             time.sleep(pause)
             pause = min(pause + 1, LAST_LOOK)
             shown, _, outcome = self._low_level_execute_command(look)["stdout"].partition("\n")
-            if self._json(outcome).get("finished") or "changed" in self._json(outcome):
+            answer = self._json(outcome)
+            if answer and (answer.get("finished") or "started" not in answer):
                 break
             if shown != seen:
                 seen, heard = shown, time.monotonic()

@@ -181,9 +181,11 @@ def main():
 CLIENTS = {
     "huggingface": CLIENT_FRAME
     + r"""
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
+
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # a cut connection loses what is not yet a chunk
 
 def list_files():
     tree = HfApi().list_repo_tree(ask["repository"], recursive=True, revision=ask["revision"])
@@ -847,7 +849,7 @@ class Fetch:
             if failures == 4:
                 raise SourceFailed("{}: {}. Check the network.".format(file["url"], trouble))
             if failures:
-                time.sleep(2**failures)
+                time.sleep(2 ** (failures - 1))
         part.replace(self.raw_path(file))
 
     @staticmethod

@@ -1,0 +1,144 @@
+"""A stand-in for the hubs, which no test machine can reach: their HTTP routes on loopback.
+
+The clients that talk to it are the real ones. It serves the routes of Hugging Face, ModelScope
+and Ollama's library for the files it is given, and misbehaves as told.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    def __init__(self, files: dict[str, bytes]):
+        self.files = files
+        self.bodies = {}  # path -> bytes sent in place of the right ones
+        self.cut_after = []  # each answer takes one: bytes after which it breaks off
+        self.dead_after = None  # bytes of bodies after which every connection is dropped
+        self.rate = None  # bytes per second
+        self.token = None  # what a client must show
+        self.refuse = []  # HTTP statuses, one for each coming body
+        self.requests, self.sent = [], 0
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Routes,), {"hub": self}))
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def dead(self) -> bool:
+        return self.dead_after is not None and self.sent >= self.dead_after
+
+
+class Routes(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        url = urlsplit(self.path)
+        path, query = unquote(url.path), parse_qs(url.query)
+        self.hub.requests.append(f"{self.command} {path}")
+        if self.hub.dead:
+            self.close_connection = True
+            return None
+        if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            return self.json(401, {"error": "gated"}) if path != "/" else self.json(200, {})
+        if path.startswith("/api/models/o/n/tree/"):
+            return self.json(200, [self.hugging_face_entry(name) for name in self.hub.files])
+        if path.startswith("/o/n/resolve/"):
+            return self.file(path.split("/", 5)[5])
+        if path == "/api/v1/models/o/n/repo/files":
+            entries = [self.modelscope_entry(name) for name in self.hub.files]
+            return self.json(200, {"Code": 200, "Success": True, "Data": {"Files": entries}})
+        if path == "/api/v1/models/o/n/repo":
+            return self.file(query["FilePath"][0])
+        if path == "/v2/library/n/manifests/tag":
+            return self.json(200, {"layers": [self.layer(name) for name in self.hub.files]})
+        if path.startswith("/v2/library/n/blobs/sha256:"):
+            digests = {hashlib.sha256(body).hexdigest(): n for n, body in self.hub.files.items()}
+            return self.file(digests.get(path.rsplit(":", 1)[1]))
+        return self.json(200 if path == "/" else 404, {})
+
+    def hugging_face_entry(self, name):
+        body = self.hub.files[name]
+        entry = {"type": "file", "path": name, "size": len(body)}
+        entry["oid"] = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+        if not name.endswith(".json"):
+            digest = hashlib.sha256(body).hexdigest()
+            entry["lfs"] = {"oid": digest, "size": len(body), "pointerSize": 134}
+        return entry
+
+    def modelscope_entry(self, name):
+        body = self.hub.files[name]
+        digest = hashlib.sha256(body).hexdigest()
+        last = name.rsplit("/", 1)[-1]
+        return {"Path": name, "Name": last, "Type": "blob", "Size": len(body), "Sha256": digest}
+
+    def layer(self, name):
+        body = self.hub.files[name]
+        return {
+            "mediaType": "application/vnd.ollama.image.model",
+            "digest": "sha256:" + hashlib.sha256(body).hexdigest(),
+            "size": len(body),
+        }
+
+    def json(self, status, value):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def file(self, name):
+        if name not in self.hub.files:
+            return self.json(404, {"error": "no such file"})
+        if self.hub.refuse:
+            return self.json(self.hub.refuse.pop(0), {"error": "not now"})
+        body = self.hub.bodies.get(name, self.hub.files[name])
+        asked = self.headers.get("Range", "")
+        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", f'"{hashlib.sha1(self.hub.files[name]).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.send_slowly(body[start:])
+        return None
+
+    def send_slowly(self, body):
+        limit = self.hub.cut_after.pop(0) if self.hub.cut_after else len(body)
+        step = 1 << 16
+        for at in range(0, min(limit, len(body)), step):
+            piece = body[at : min(at + step, limit)]
+            try:
+                self.wfile.write(piece)
+            except OSError:
+                break
+            self.hub.sent += len(piece)
+            if self.hub.rate:
+                time.sleep(len(piece) / self.hub.rate)
+            if self.hub.dead:
+                break
+        else:
+            if limit >= len(body):
+                return
+        self.close_connection = True
