@@ -197,11 +197,12 @@ def test_too_little_memory_is_refused_with_what_would_fit(play):
 
 
 def test_a_setting_that_cannot_be_computed_is_refused_with_the_others(play):
-    run = play({"precision": "{{ my_precision }}", "enigne": "ollama"})
+    settings = {"precision": "{{ my_precision }}", "enigne": "ollama", "gateway_tls_kee": "hush"}
+    run = play(settings)
+    assert "did you mean gateway_tls_key?" in run.problem("gateway_tls_kee: value (hidden)")
     assert "'my_precision' is undefined" in run.problem("precision: value '{{ my_precision }}'")
     assert "did you mean engine?" in run.problem("enigne: value 'ollama'")
-    assert run.code == 2
-    assert "changed=0 " in run.output
+    run.assert_refused(3)
     assert "Look at the host" not in run.output
 
 

@@ -21,7 +21,7 @@ except ImportError:
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MAGIC = C.INTERNAL_STATIC_VARS | {"environment", "omit", "vars", "discovered_interpreter_python"}
-INTERNAL_PREFIXES = ("ansible_", "__", "molecule_")
+INTERNAL_PREFIXES = ("ansible_", "_")
 KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -41,6 +41,7 @@ AUTO_OR_COUNT = {
 }
 URLS = {"modelscope_endpoint", "huggingface_endpoint", "ollama_registry"}
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+SECRET_NAME = re.compile(r"key|secret|token|passw", re.IGNORECASE)
 PLAIN_PATH = re.compile(r"/[\w.+@=/-]*[\w.+@=-]/?")
 
 GGUF_ENGINES = {"ollama", "llamacpp"}
@@ -58,6 +59,8 @@ PLACEHOLDER = re.compile(
 
 
 def show(value) -> str:
+    if type(value).__name__ == "EncryptedString":
+        return "(encrypted)"
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -332,8 +335,10 @@ class ActionModule(ActionBase):
                 name,
                 task_vars[name],
                 "is set, but no role has a setting of this name",
-                f"did you mean {close}? " * bool(close)
-                + "Correct the name, or list it in settings_ignore",
+                f"did you mean {close}? else list it in settings_ignore"
+                if close
+                else "correct the name, or list it in settings_ignore",
+                hidden=bool(SECRET_NAME.search(f"{name} {close}")),
             )
 
         host = task_vars["inventory_hostname"]
@@ -345,14 +350,19 @@ class ActionModule(ActionBase):
         # A later task would stumble over a setting that cannot be computed.
         if self.unreadable or (args["refuse"] and self.problems):
             result["failed"] = True
-            result["msg"] = "Refused, nothing was changed:\n" + "\n".join(
-                f"{number}. {text}" for number, text in enumerate(self.problems, 1)
-            )
+            count = len(self.problems)
+            lines = [f"Refused, nothing was changed. {count} problem{'s' * (count > 1)}:"]
+            lines += [f"{number}. {text}" for number, text in enumerate(self.problems, 1)]
+            result["msg"] = "\n".join(lines)
         return result | {"changed": False, "problems": self.problems}
 
-    def add(self, name, raw, what, fix, hidden=False):
-        value = "(hidden)" if hidden else show(raw)
-        self.problems.append(problem(name, value + origin(raw, name), what, fix))
+    def add(self, name, raw, what, fix, hidden=False, value=None):
+        shown = show(raw)
+        if hidden:
+            shown = "(hidden)"
+        elif value is not None and shown != "(encrypted)":
+            shown = show(value)
+        self.problems.append(problem(name, shown + origin(raw, name), what, fix))
 
     def read_settings(self, specs, settings):
         """Fill `settings` with the values that are right by themselves."""
@@ -375,7 +385,7 @@ class ActionModule(ActionBase):
                         name,
                         raw,
                         f"cannot be computed ({reason})",
-                        "define what it refers to, or write the value out",
+                        "define what it refers to, give the vault password, or write the value out",
                         hidden,
                     )
                 continue
@@ -384,7 +394,7 @@ class ActionModule(ActionBase):
                 weakness = weak_secret(value)
                 wrong = weakness and (weakness, f"give {SECRET_LENGTH} random characters or more")
             if wrong:
-                self.add(name, raw if origin(raw) else value, *wrong, hidden)
+                self.add(name, raw, *wrong, hidden, value)
             else:
                 settings[name] = value
 
