@@ -153,25 +153,42 @@ def server(role):
         process.wait(20)
 
 
+REGISTRY = """\
+version: 0.1
+storage: {{filesystem: {{rootdirectory: {root}/data}}}}
+middleware: {{storage: [{{name: redirect, options: {{baseurl: "http://localhost:{blobs}"}}}}]}}
+http: {{addr: "127.0.0.1:{port}"}}
+"""
+BLOBS = """\
+daemon off; pid {root}/pid; error_log {root}/error.log; user root;
+events {{}}
+http {{ access_log {root}/access.log; server {{ listen 127.0.0.1:{blobs}; root {root}/data; }} }}
+"""
+
+
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory):
-    """Debian's docker-registry on loopback; Ollama's own registry speaks the same language."""
-    root, address = tmp_path_factory.mktemp("registry"), f"127.0.0.1:{port()}"
-    (root / "config.yml").write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\n"
-        f"http: {{addr: '{address}'}}\n"
-    )
-    log = root / "registry.log"
+    """Debian's docker-registry; like Ollama's own it sends clients elsewhere for the blobs."""
+    root, where = tmp_path_factory.mktemp("registry"), {"port": port(), "blobs": port()}
+    (root / "config.yml").write_text(REGISTRY.format(root=root, **where))
+    (root / "nginx.conf").write_text(BLOBS.format(root=root, **where))
+    log = root / "log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            ["docker-registry", "serve", root / "config.yml"], stdout=stream, stderr=stream
-        )
+        processes = [
+            subprocess.Popen([*command, root / file], stdout=stream, stderr=stream)
+            for command, file in (
+                (["docker-registry", "serve"], "config.yml"),
+                (["/usr/sbin/nginx", "-c"], "nginx.conf"),
+            )
+        ]
     try:
-        wait_for(ready(f"http://{address}/v2/"), process, log)
+        address = f"127.0.0.1:{where['port']}"
+        wait_for(ready(f"http://{address}/v2/"), processes[0], log)
         yield address
     finally:
-        process.terminate()
-        process.wait(20)
+        for process in processes:
+            process.terminate()
+            process.wait(20)
 
 
 def wait_for(condition, process, log, seconds=30):
@@ -186,11 +203,11 @@ def wait_for(condition, process, log, seconds=30):
 def module():
     """Run a module of the role with these arguments, by itself; returns its answer."""
 
-    def run(name, check=False, **arguments):
+    def run(module_name, check=False, **arguments):
         arguments = {key: str(v) if isinstance(v, Path) else v for key, v in arguments.items()}
         arguments.update(_ansible_check_mode=check, _ansible_diff=True)
         done = subprocess.run(
-            [sys.executable, REPO / f"roles/ollama/library/{name}.py"],
+            [sys.executable, REPO / f"roles/ollama/library/{module_name}.py"],
             input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
             capture_output=True,
             text=True,

@@ -332,7 +332,7 @@ class Model:
     def present(self):
         sources = self.sources()
         wanted = {
-            "weights": self.weights(sources),
+            "weights": self.weights(sources) or "not there yet",
             "template": self.given["template"],
             "parameters": self.given["parameters"],
         }
@@ -363,13 +363,16 @@ class Model:
 
     def sources(self):
         """The files the weights are made from: {name in the model: path}."""
+        path = self.given["gguf"] or self.given["folder"]
+        if self.check and path and not Path(path).exists():
+            return {}  # an earlier task would bring it
         if self.given["gguf"]:
-            if not Path(self.given["gguf"]).is_file():
-                raise Refused(f"gguf: there is no file {self.given['gguf']}.")
-            return {"model.gguf": self.given["gguf"]}
+            if not Path(path).is_file():
+                raise Refused(f"gguf: there is no file {path}.")
+            return {"model.gguf": path}
         if not self.given["folder"]:
             return {}
-        folder = Path(self.given["folder"])
+        folder = Path(path)
         found = {path.name: str(path) for kind in CONVERTIBLE for path in folder.glob(kind)}
         if not any(name.endswith(".safetensors") for name in found):
             raise Refused(f"folder: there is no safetensors file in {folder}.")
@@ -378,7 +381,7 @@ class Model:
     def weights(self, sources):
         """SHA-256 of the wanted weights; for a folder, of what they are converted from."""
         pinned = (self.given["sha256"] or "").lower()
-        if self.pulled:
+        if self.pulled or not sources:
             return pinned
         digests = {name: self.store.sha256(path) for name, path in sources.items()}
         if self.given["folder"]:
