@@ -1,5 +1,6 @@
 """A real gateway, Redis and engine; a stand-in only where bytes must be chosen or a hang made."""
 
+import http.client
 import json
 import signal
 import socket
@@ -19,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gateway_parts import ENGINE_KEY, KEYS, USER, Role
 
 
-def listens(port: int) -> bool:
+def listens(port: int, address: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 class Answer(SimpleNamespace):
@@ -77,6 +78,13 @@ class Gateway:
         body = {"model": "tiny-r1", "messages": [{"role": "user", "content": prompt}]} | fields
         return self.ask("/v1/chat/completions", body, **headers)
 
+    def open(self, path, body, read=True):
+        """A connection that has sent this request, and its response, to be read as it comes."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        headers = {"Authorization": f"Bearer {KEYS[0]['key']}", "Content-Type": "application/json"}
+        connection.request("POST", path, json.dumps(body), headers)
+        return connection, connection.getresponse() if read else None
+
     def log(self) -> list[dict]:
         """The access log's lines so far."""
         lines = self.process.log.read_text().splitlines()
@@ -118,17 +126,21 @@ def start_gateway(background, paths, free_port):
     def start(engine_port: int, **settings) -> Gateway:
         role = Role(
             "gateway",
-            gateway_port=free_port(),
-            engine_port=engine_port,
-            gateway_address="127.0.0.1",
-            secrets_api_keys=KEYS,
-            secrets_engine_key=ENGINE_KEY,
-            __gateway_user=USER,
-            **(paths | settings),
+            **{
+                "gateway_port": free_port(),
+                "engine_port": engine_port,
+                "gateway_address": "127.0.0.1",
+                "secrets_api_keys": KEYS,
+                "secrets_engine_key": ENGINE_KEY,
+                "__gateway_user": USER,
+            }
+            | paths
+            | settings,
         )
         role.write()
         port = role.variables["gateway_port"]
-        process = background(role.argv(), ready=lambda: listens(port))
+        address = role.variables["gateway_address"]
+        process = background(role.argv(), ready=lambda: listens(port, address))
         return Gateway(process, port, role)
 
     return start
@@ -142,7 +154,7 @@ def llama(llama_server_binary, tiny_gguf, tmp_path_factory):
         port = probe.getsockname()[1]
     argv = [llama_server_binary, "--model", tiny_gguf, "--alias", "tiny-r1", "--jinja"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--api-key", ENGINE_KEY]
-    argv += ["--ctx-size", "4096", "--parallel", "2", "--threads", "2", "--metrics"]
+    argv += ["--ctx-size", "16384", "--parallel", "2", "--threads", "2", "--metrics"]
     log = tmp_path_factory.mktemp("llama") / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen([str(part) for part in argv], stdout=stream, stderr=stream)

@@ -100,7 +100,7 @@ function answer.whole(text)
         return text, false
     end
     local shaped, finished = reshape(text, data, true)
-    return shaped, finished and data.error == nil
+    return shaped, finished and (data.error == nil or data.error == cjson.null)
 end
 
 local function event(lines)

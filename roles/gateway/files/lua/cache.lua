@@ -85,7 +85,8 @@ local function put(premature, key, value)
     end
 end
 
--- Stores after the client has its answer, so that it never waits for Redis.
+-- Stores while the client gets its answer, which never waits for Redis. A client that left before
+-- the answer was complete has ended its request, so nothing comes here.
 function cache.put(key, value)
     if #value <= settings.max_bytes then
         local ok, err = ngx.timer.at(0, put, key, value)

@@ -25,7 +25,8 @@ local function look()
             .. (type(reason) == "string" and reason or "status " .. response.status) .. "."
     end
     local data = cjson.decode(body)
-    if type(data) == "table" and type(data.data) == "table" and #data.data == 0 then
+    local models = type(data) == "table" and data.object == "list" and data.data
+    if models and (models == cjson.null or #models == 0) then
         return "The engine has no model."
     end
 end

@@ -77,7 +77,6 @@ local function send(body)
     ngx.header["Content-Type"] = "application/json"
     ngx.header["Content-Length"] = #body
     ngx.print(body)
-    return ngx.flush(true)
 end
 
 local function refuse_as_engine(response)
@@ -129,7 +128,9 @@ local function relay(request, route, key)
         return errors.send(fail(err))
     elseif response.status >= 300 then
         return refuse_as_engine(response)
-    elseif response.type:find("text/event-stream", 1, true) then
+    end
+    ngx.status = response.status
+    if response.type:find("text/event-stream", 1, true) then
         ngx.header["Cache-Control"] = "no-cache"
         ngx.header["X-Accel-Buffering"] = "no"
         return pass(response, route.choices and answer.stream() or plain, error_event)
@@ -147,9 +148,10 @@ local function relay(request, route, key)
     if route.choices then
         body, complete = answer.whole(body)
     end
-    if send(body) and complete and key then
+    if complete and key and response.status == 200 then
         cache.put(key, body)
     end
+    send(body)
 end
 
 function main.serve()

@@ -1,0 +1,198 @@
+"""One answer format and one error format, whichever engine serves."""
+
+import json
+from pathlib import Path
+
+import openai
+import pytest
+from gateway_parts import KEYS, REPO
+
+RECORDED = REPO / "tests/ollama/recorded"
+END = "<｜end▁of▁sentence｜>"
+
+
+def recorded(name: str) -> tuple[str, str, bytes]:
+    """Status, type and body of what a real Ollama once answered."""
+    head, _, body = Path(RECORDED / f"{name}.http").read_bytes().partition(b"\n\n")
+    status, *headers = head.decode().splitlines()
+    kind = next(h for h in headers if h.startswith("Content-Type")).split(": ")[1]
+    return status.removeprefix("HTTP/1.1 "), kind, body
+
+
+def replay(stand_in, name: str) -> bytes:
+    status, kind, body = recorded(name)
+    if "event-stream" in kind:
+        stand_in.streams(body)
+    else:
+        stand_in.says(body, status, kind)
+    return body
+
+
+def test_ollama_answer(start_gateway, stand_in):
+    before = json.loads(replay(stand_in, "chat"))
+    answer = start_gateway(stand_in.port).chat()
+    after = answer.json()
+    message = after["choices"][0]["message"]
+    assert message.pop("reasoning_content") == message["reasoning"]
+    assert after == before
+    assert answer.headers["Content-Length"] == str(len(answer.body))
+
+
+def test_ollama_stream(start_gateway, stand_in):
+    replay(stand_in, "chat_stream")
+    gateway = start_gateway(stand_in.port)
+    client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEYS[0]["key"], max_retries=0)
+    stream = client.chat.completions.create(model="tiny-r1", messages=[], stream=True)
+    deltas = [chunk.choices[0].delta for chunk in stream if chunk.choices]
+    thought = "".join(getattr(delta, "reasoning_content", "") for delta in deltas)
+    assert thought == "The user asks for the sum of 2 and 2. 2+2 equals 4.\n"
+    assert "".join(delta.content for delta in deltas) == "2 + 2 = 4."
+
+
+@pytest.mark.parametrize("step", [1, 3, 50, 1000])
+def test_stream_may_be_cut_anywhere(start_gateway, stand_in, step):
+    _, _, body = recorded("chat_stream")
+    body = b": a comment\r\n\r\n" + body[:2000].rpartition(b"data:")[0] + b"data: [DONE]"
+    stand_in.streams(*[body[i : i + step] for i in range(0, len(body), step)])
+    stand_in.pieces = [piece for piece in stand_in.pieces if isinstance(piece, bytes)]
+    answer = start_gateway(stand_in.port).chat(stream=True).body
+    assert answer.startswith(b": a comment\r\n\r\ndata: {")
+    assert answer.endswith(b"\n\ndata: [DONE]")
+    deltas = [
+        json.loads(line[6:])["choices"][0]["delta"]
+        for line in answer.decode().splitlines()
+        if line.startswith("data: {")
+    ]
+    assert all(delta["reasoning"] == delta["reasoning_content"] for delta in deltas)
+
+
+def test_ollama_errors(start_gateway, stand_in):
+    gateway = start_gateway(stand_in.port)
+    for name in ("error_no_model", "error_bad_json", "error_tools", "error_cloud"):
+        before = json.loads(replay(stand_in, name))["error"]
+        status = int(recorded(name)[0][:3])
+        answer = gateway.chat()
+        if status in (401, 403):  # between the gateway and its engine, not the client's fault
+            assert answer.status == 502
+        else:
+            assert answer.status == status
+            assert answer.error["message"] == before["message"]
+            assert answer.error["type"] == before["type"]
+            assert isinstance(answer.error["code"], str)
+
+
+# status, type and body from the engine; message and type for the client
+ERRORS = [
+    (
+        "400 Bad Request",
+        "application/json",
+        '{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}',
+        "too long",
+        "exceed_context_size_error",
+    ),
+    (
+        "404 Not Found",
+        "application/json",
+        '{"object":"error","message":"no model","type":"NotFoundError","code":404}',
+        "no model",
+        "NotFoundError",
+    ),
+    ("500 Oops", "application/json", '{"error":"it broke"}', "it broke", "server_error"),
+    ("503 Busy", "text/html", "<h1>Busy</h1>", "not ready", "server_error"),
+    ("429 Busy", "text/plain", "", "Too many", "rate_limit_error"),
+]
+
+
+def test_engine_errors_take_one_shape(start_gateway, stand_in):
+    gateway = start_gateway(stand_in.port)
+    for status, kind, body, message, type_ in ERRORS:
+        stand_in.says(body, status, kind)
+        answer = gateway.chat()
+        assert answer.status == int(status[:3])
+        assert message in answer.error["message"]
+        assert answer.error["type"] == type_
+        assert isinstance(answer.error["code"], str)
+
+
+def test_engine_that_refuses_the_gateway(start_gateway, stand_in):
+    stand_in.says('{"error":{"code":401,"message":"Invalid API Key"}}', "401 Unauthorized")
+    answer = start_gateway(stand_in.port).chat()
+    assert (answer.status, answer.error["type"]) == (502, "server_error")
+
+
+ODD = (
+    '{ "id":"x", "created":9007199254740993, "big":123456789012345678901234567890,'
+    ' "float":0.1000000000000000055, "exp":1E400,  "empty":[], "none":{},'
+    ' "choices":[ {"index":0,"logprobs":{"content":[{"token":"a/b","logprob":-1.10e-05,'
+    '"bytes":[],"top_logprobs":[]}]}, "message": {"role":"assistant","content":%s,'
+    '"tool_calls":[]%s }, "finish_reason":"stop"} ], "usage":{"a":18446744073709551615}}'
+)
+
+
+# content and what follows it, before and after
+CHANGES = [
+    # nothing to do: not a byte changes
+    ('"hi"', "", '"hi"', ""),
+    ('""', ',"reasoning_content":"r"', '""', ',"reasoning_content":"r"'),
+    ("null", "", "null", ""),
+    (
+        '"<think>a</think>b"',
+        ',"reasoning_content":"r"',
+        '"<think>a</think>b"',
+        ',"reasoning_content":"r"',
+    ),
+    # Ollama's name
+    (
+        '"hi"',
+        ',"reasoning":"\\u003ca/\\"}]\\n\\ud83d\\ude00"',
+        '"hi"',
+        ',"reasoning":"\\u003ca/\\"}]\\n\\ud83d\\ude00",'
+        '"reasoning_content":"\\u003ca/\\"}]\\n\\ud83d\\ude00"',
+    ),
+    # left in the content
+    (
+        r'"\u003cthink\u003e\nso/x \"q\"\n\u003c/think\u003e\n\n4"',
+        "",
+        '"4"',
+        r',"reasoning_content":"so/x \"q\""',
+    ),
+    (
+        '"so\\n</think>\\n4"',
+        ',"reasoning_content":null',
+        '"4"',
+        ',"reasoning_content":"so"',
+    ),
+    ('"<think>\\nunfinished"', "", '""', ',"reasoning_content":"unfinished"'),
+    # leaked token
+    (f'"4 / 2{END}"', "", '"4 / 2"', ""),
+    (f'"4{END}{END}\\n"', "", '"4"', ""),
+    (f'"{END} is a token"', "", f'"{END} is a token"', ""),
+]
+
+
+def test_only_what_must_change_changes(start_gateway, stand_in):
+    gateway = start_gateway(stand_in.port)
+    for content, more, content_after, more_after in CHANGES:
+        stand_in.says(ODD % (content, more))
+        assert gateway.chat().body.decode() == ODD % (content_after, more_after)
+
+
+def test_leaked_token_in_a_stream(start_gateway, stand_in):
+    event = 'data: {"choices":[{"index":0,"delta":{"content":"4%s"},"finish_reason":null}]}\n\n'
+    stand_in.streams((event % END).encode(), b"data: [DONE]\n\n")
+    answer = start_gateway(stand_in.port).chat(stream=True)
+    assert answer.body.decode() == event % "" + "data: [DONE]\n\n"
+
+
+def test_several_choices(start_gateway, stand_in):
+    choice = '{"message":{"content":"a","reasoning":"%d"},"finish_reason":"stop"}'
+    stand_in.says(f'{{"choices":[{choice % 1},{choice % 2}]}}')
+    choices = start_gateway(stand_in.port).chat().json()["choices"]
+    assert [c["message"]["reasoning_content"] for c in choices] == ["1", "2"]
+
+
+def test_strange_answers_pass_as_they_are(start_gateway, stand_in):
+    gateway = start_gateway(stand_in.port)
+    for body in ("not json", "[]", "{", '{"choices":5}', '{"choices":[5]}', ""):
+        stand_in.says(body)
+        assert gateway.chat().body.decode() == body

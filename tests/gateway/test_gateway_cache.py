@@ -1,0 +1,293 @@
+"""The answer cache: right first, and never in the way."""
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from gateway_parts import KEYS
+
+COMPLETE = '{"choices":[{"message":{"content":"4"},"finish_reason":"stop"}],"nr":%d}'
+
+
+def entries(redis) -> int:
+    return int(command(redis, "DBSIZE"))
+
+
+def command(redis, *words) -> str:
+    argv = ["redis-cli", "-s", str(redis.socket), *words]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def counting(stand_in):
+    """A stand-in whose answers differ each time, so that a cached one can be told."""
+
+    original = stand_in.answer
+
+    def answer(connection):
+        stand_in.says(COMPLETE % len(stand_in.requests))
+        original(connection)
+
+    stand_in.answer = answer
+    return stand_in
+
+
+def test_the_second_time_the_same_bytes(gateway):
+    first = gateway.chat(temperature=0)
+    second = gateway.chat(temperature=0)
+    assert (first.cache, second.cache) == ("MISS", "HIT")
+    assert first.body == second.body
+    assert first.headers["Content-Type"] == second.headers["Content-Type"]
+    assert first.headers["X-Request-Id"] != second.headers["X-Request-Id"]
+    assert second.json()["choices"][0]["message"]["reasoning_content"]
+
+
+def test_completions_route(gateway):
+    body = {"prompt": "2+2", "max_tokens": 3, "seed": 7}
+    first, second = (gateway.ask("/v1/completions", body) for _ in range(2))
+    assert (first.cache, second.cache) == ("MISS", "HIT")
+    assert first.body == second.body
+
+
+def test_an_entry_belongs_to_key_route_and_bytes(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    body = b'{"prompt":"x","messages":[],"temperature":0}'
+    seen = set()
+    for ask in (
+        lambda: gateway.ask("/v1/chat/completions", body),
+        lambda: gateway.ask("/v1/chat/completions", body, key=KEYS[1]["key"]),
+        lambda: gateway.ask("/v1/completions", body),
+        lambda: gateway.ask("/v1/chat/completions?x=1", body),
+        lambda: gateway.ask("/v1/chat/completions", body + b" "),
+        lambda: gateway.ask("/v1/chat/completions", body.replace(b"x", b"y")),
+    ):
+        first, second = ask(), ask()
+        assert (first.cache, second.cache) == ("MISS", "HIT")
+        assert first.body == second.body
+        seen.add(first.body)
+    assert len(seen) == 6
+
+
+def test_another_model_never_finds_the_answers(start_gateway, redis, counting):
+    one = start_gateway(counting.port, gateway_model_digest="one")
+    assert [one.chat(seed=1).cache for _ in range(2)] == ["MISS", "HIT"]
+    one.process.terminate()
+    one.process.wait()
+    two = start_gateway(counting.port, gateway_model_digest="two")
+    assert two.chat(seed=1).cache == "MISS"
+
+
+CACHED = [
+    ('{"temperature":0}', True),
+    ('{"temperature":0.0,"stream":false}', True),
+    ('{ "temperature" : 0e3 , "stream" : null }', True),
+    ('{"seed":0}', True),
+    ('{"seed":42,"temperature":0.9}', True),
+    ('{"messages":[{"content":"\\"stream\\":true, }{"}],"temperature":0}', True),
+    ("{}", False),
+    ('{"temperature":0.1}', False),
+    ('{"temperature":"0"}', False),
+    ('{"temperature":null}', False),
+    ('{"seed":null}', False),
+    ('{"seed":-1}', False),
+    ('{"seed":4294967295}', False),
+    ('{"temperature":0,"stream":true}', False),
+    ('{"options":{"temperature":0}}', False),
+    ('{"temperature":0,"temperature":1}', False),
+    ('{"temperature":0,"temp\\u0065rature":1}', False),
+    ('{"temperature":0} x', False),
+    ('{"temperature":0', False),
+    ('[{"temperature":0}]', False),
+    ('"temperature"', False),
+    ("", False),
+    ('{"temperature":0,"x":"' + "\\", False),
+    ("[" * 100000, False),
+    ('{"temperature":0,"x":' + "[" * 100000 + "]" * 100000 + "}", True),
+]
+
+
+def test_what_is_cached(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    for body, cached in CACHED:
+        answers = [gateway.ask("/v1/chat/completions", body.encode()) for _ in range(2)]
+        seen = [answer.cache for answer in answers]
+        assert seen == (["MISS", "HIT"] if cached else ["BYPASS", "BYPASS"]), body[:99]
+        assert (answers[0].body == answers[1].body) is cached
+
+
+def test_other_routes_and_content_types_are_not_cached(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    for path, kind in (
+        ("/v1/embeddings", "application/json"),
+        ("/v1/chat/completions", "text/plain"),
+    ):
+        for _ in range(2):
+            answer = gateway.ask(path, b'{"temperature":0}', Content_Type=kind)
+            assert answer.cache == "BYPASS"
+
+
+@pytest.mark.parametrize("control", ["no-store", "no-cache", "max-age=0, No-Store"])
+def test_client_may_forbid_it(start_gateway, redis, counting, control):
+    gateway = start_gateway(counting.port)
+    assert gateway.chat(temperature=0, Cache_Control=control).cache == "BYPASS"
+    assert gateway.chat(temperature=0).cache == "MISS"
+    assert gateway.chat(temperature=0, Cache_Control=control).cache == "BYPASS"
+
+
+NOT_KEPT = [
+    ('{"choices":[{"message":{"content":"4"},"finish_reason":null}]}', "200 OK"),
+    ('{"choices":[{"finish_reason":"stop"},{"finish_reason":null}]}', "200 OK"),
+    ('{"choices":[]}', "200 OK"),
+    ('{"choices":[{"finish_reason":"stop"}],"error":{"message":"x"}}', "200 OK"),
+    ('{"choices":[{"finish_reason":"stop"}]', "200 OK"),
+    (COMPLETE % 1, "201 Created"),
+    (COMPLETE % 1, "500 Oops"),
+    (COMPLETE % 1, "400 Bad Request"),
+    (COMPLETE % 1, "302 Found"),
+]
+
+
+def test_unfinished_and_failed_answers_are_not_kept(start_gateway, redis, stand_in):
+    gateway = start_gateway(stand_in.port)
+    for body, status in NOT_KEPT:
+        stand_in.says(body, status)
+        assert [gateway.chat(temperature=0).cache for _ in range(2)] == ["MISS", "MISS"], body
+    assert entries(redis) == 0
+
+
+def test_truncated_answers_are_not_kept(start_gateway, redis, stand_in):
+    body = (COMPLETE % 1).encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+    gateway = start_gateway(stand_in.port)
+    for cut in (
+        head + b"Content-Length: %d\r\n\r\n" % (len(body) + 1) + body,
+        head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(body), body),
+        head + b"\r\n" + body[:-5],
+    ):
+        stand_in.pieces = [cut]
+        gateway.chat(temperature=0)
+    assert entries(redis) == 0
+
+
+def test_nothing_is_kept_for_a_client_that_left(start_gateway, redis, stand_in):
+    stand_in.says(COMPLETE % 1)
+    stand_in.pieces.insert(0, 0.3)
+    gateway = start_gateway(stand_in.port)
+    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
+            b"key-of-default\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n"
+            b'{"temperature":0}'
+        )
+        time.sleep(0.1)
+    time.sleep(0.5)
+    assert gateway.log()[-1]["status"] == 499
+    assert entries(redis) == 0
+
+
+def test_sizes(start_gateway, redis, stand_in):
+    gateway = start_gateway(stand_in.port, gateway_cache_max_kib=100)
+    for kib, kept in ((90, True), (110, False)):
+        stand_in.says('{"choices":[{"finish_reason":"stop","text":"%s"}]}' % ("x" * kib * 1024))
+        answers = [gateway.chat(str(kib), temperature=0) for _ in range(2)]
+        assert [a.cache for a in answers] == ["MISS", "HIT" if kept else "MISS"]
+        assert answers[0].body == answers[1].body
+    assert gateway.chat("x" * 2_000_000, temperature=0).cache == "BYPASS"  # spilled to a file
+
+
+def test_entries_expire(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port, gateway_cache_ttl=1)
+    assert [gateway.chat(seed=1).cache for _ in range(2)] == ["MISS", "HIT"]
+    time.sleep(1.1)
+    assert gateway.chat(seed=1).cache == "MISS"
+
+
+def test_cache_switched_off(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port, gateway_cache_ttl=0)
+    assert {gateway.chat(seed=1).cache for _ in range(2)} == {"BYPASS"}
+
+
+def test_redis_holds_no_readable_names(gateway, redis):
+    gateway.chat(temperature=0)
+    lines = subprocess.run(
+        ["redis-cli", "-s", str(redis.socket), "KEYS", "*"], capture_output=True, text=True
+    ).stdout
+    assert "NOPERM" in lines
+    assert entries(redis) == 1
+
+
+def without_cache(gateway, times: int) -> list[float]:
+    return [gateway.chat(temperature=0.5, max_tokens=1).seconds for _ in range(times)]
+
+
+@pytest.mark.parametrize("how", ["killed", "hung"])
+def test_redis_may_fail_at_any_time(start_gateway, redis, counting, how, capsys):
+    gateway = start_gateway(counting.port)
+    assert [gateway.chat(temperature=0).cache for _ in range(2)] == ["MISS", "HIT"]
+    usual = statistics.median(without_cache(gateway, 20))
+    if how == "killed":
+        redis.kill()
+        redis.wait()
+    else:
+        redis.send_signal(signal.SIGSTOP)
+    answers = [gateway.chat(temperature=0) for _ in range(10)]
+    added = max(answer.seconds for answer in answers) - usual
+    with capsys.disabled():
+        print(f"\nRedis {how}: at most {added * 1000:.1f} ms added to a request", end=" ")
+    assert {answer.status for answer in answers} == {200}
+    assert {answer.cache for answer in answers} == {"BYPASS"}
+    assert added < 0.150
+    assert statistics.median(a.seconds for a in answers) - usual < 0.020
+    if how == "hung":
+        redis.send_signal(signal.SIGCONT)
+        deadline = time.monotonic() + 10
+        while gateway.chat(temperature=0).cache != "HIT":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert gateway.chat(temperature=0).body == gateway.chat(temperature=0).body
+
+
+def test_redis_that_was_never_there(start_gateway, counting):
+    gateway = start_gateway(counting.port)
+    for _ in range(3):
+        answer = gateway.chat(temperature=0)
+        assert (answer.status, answer.cache) == (200, "BYPASS")
+
+
+def test_redis_over_tcp(start_gateway, counting, background, free_port, tmp_path):
+    port = free_port()
+    argv = ["/usr/bin/redis-server", "--port", port, "--bind", "127.0.0.1", "--save", ""]
+
+    def ready():
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    background(argv, ready=ready, cwd=tmp_path)
+    gateway = start_gateway(counting.port, gateway_redis=f"127.0.0.1:{port}")
+    assert [gateway.chat(temperature=0).cache for _ in range(2)] == ["MISS", "HIT"]
+
+
+def test_many_at_once(start_gateway, redis, counting):
+    """Every client gets its own answer, from several workers."""
+    gateway = start_gateway(counting.port, gateway_workers=2)
+
+    def ask(number):
+        prompt = f"question {number % 20}"
+        answer = gateway.chat(prompt, temperature=0)
+        return prompt, answer.status, json.loads(answer.body)["nr"]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(400)))
+    assert {status for _, status, _ in answers} == {200}
+    asked = {}
+    for number, (_, body) in enumerate(counting.requests, 1):
+        asked.setdefault(json.loads(body)["messages"][0]["content"], set()).add(number)
+    for prompt, _, number in answers:
+        assert number in asked[prompt]
+    assert len(counting.requests) < 100 + os.cpu_count()
