@@ -67,7 +67,7 @@ def settings():
             "max_num_seqs": 2,
             "kv_cache_dtype": "f16",
             "engine_args": {"threads": 2, "gpu_layers": 0},
-            "prompt_policy": {"force_think": True},
+            "prompt": {"forced_think": True},
         },
         "inspect_result": {"arch": "x86_64"},
         "engine_port": port(),
