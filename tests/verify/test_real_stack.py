@@ -125,9 +125,22 @@ def test_tls_with_an_authority_of_its_own(deployed, tail, paths, redis, llama, s
     assert paste(line, deployed)["content"].strip() == "2 + 2 = 4."
 
 
-def test_a_question_with_quotes_and_chinese(deployed, tail, stack):
-    result = tail(stack, verify_question='你好, it\'s "me"', verify_max_tokens=64)
-    assert paste(curl_line(result.stdout), deployed)["content"]
+def test_any_question_survives_the_shell(deployed, play, stand_in):
+    (deployed / "tail.yml").write_text(TAIL)
+    question = '你好, it\'s "me" $HOME `id` \\n'
+    result = play(
+        playbook="tail.yml",
+        plan_result=PLAN,
+        gateway_port=stand_in.server_port,
+        gateway_tls="off",
+        secrets_path=str(deployed / "secrets/local"),
+        verify_question=question,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    stand_in.cache.clear()
+    assert paste(curl_line(result.stdout), deployed)["content"] == "2 + 2 = 4."
+    (asked,) = stand_in.cache
+    assert json.loads(asked)["messages"][0]["content"] == question
 
 
 def test_check_mode_before_and_after_a_deploy(deployed, tail, stack):

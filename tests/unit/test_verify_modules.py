@@ -1,0 +1,107 @@
+"""The verify role's modules: documented as they are, and measuring what is there."""
+
+import os
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+LIBRARY = Path(__file__).parents[2] / "roles/verify/library"
+MIB = 1024**2
+
+
+def load(name):
+    spec = spec_from_file_location(name, LIBRARY / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_documentation_matches_the_arguments():
+    module = load("verify_endpoint")
+    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
+    for options in (documented, module.ARGUMENTS):
+        for option in options.values():
+            option.pop("description", None)
+            option.pop("no_log", None)
+    assert documented == module.ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    ("text", "leaks"),
+    [
+        ("2 + 2 = 4.", False),
+        ("if a < b and b > c: <b>bold</b>", False),
+        ("a <|> b", False),
+        ("4</think>", True),
+        ("4<｜end▁of▁sentence｜>", True),
+        ("4<|im_end|>", True),
+        ("<｜User｜>", True),
+    ],
+)
+def test_what_is_a_leaked_token(text, leaks):
+    assert bool(load("verify_endpoint").LEAK.search(text)) is leaks
+
+
+@pytest.mark.parametrize(
+    ("times", "streamed"),
+    [
+        ([0.5 + n * 0.05 for n in range(100)], True),
+        ([0.010 + n * 0.001 for n in range(40)], True),
+        # neighbours joined by a busy machine
+        ([0.010 + n // 10 * 0.01 for n in range(40)], True),
+        ([5.0] * 100, False),
+        ([5.0 + n * 0.00001 for n in range(100)], False),
+        # a slow model in bursts of sixteen events
+        ([0.8 + n // 16 * 0.8 for n in range(100)], False),
+        # nothing for long, then all within a moment
+        ([9.0 + n * 0.001 for n in range(100)], False),
+    ],
+)
+def test_what_counts_as_streamed(times, streamed):
+    events = [(seconds, {"content": "a"}) for seconds in times]
+    assert load("verify_endpoint").is_streamed(events) is streamed
+
+
+def test_own_addresses_are_those_the_kernel_gives_out():
+    addresses = load("verify_endpoint").own_addresses()
+    assert not any(address.startswith("127.") or address == "::1" for address in addresses)
+    shown = os.popen("hostname -I").read().split()
+    assert {address for address in shown if not address.startswith("fe80")} <= set(addresses)
+
+
+def test_memory_of_a_users_processes(background):
+    memory = load("engine_memory")
+    as_root = os.geteuid() == 0
+    uid, user = (65534, {"user": "nobody"}) if as_root else (os.getuid(), {})
+
+    def held():
+        return max((found["bytes"] for found in memory.processes_of(uid).values()), default=0)
+
+    python = "/usr/bin/python3" if as_root else sys.executable
+    hold = f"a = b'x' * {64 * MIB}; import time; time.sleep(60)"
+    process = background([python, "-c", hold], ready=lambda: held() >= 64 * MIB, **user)
+    found = memory.processes_of(uid)[str(process.pid)]
+    assert found["measure"] == "pss"
+    assert found["name"].startswith("python")
+    assert 64 * MIB <= found["bytes"] < 96 * MIB
+
+
+def test_memory_falls_back_to_the_resident_size(tmp_path):
+    (tmp_path / "status").write_text("Name:\tollama\nVmRSS:\t    2048 kB\n")
+    (tmp_path / "comm").write_text("ollama\n")
+    measured = load("engine_memory").measure(tmp_path)
+    assert measured == {"name": "ollama", "bytes": 2 * MIB, "measure": "rss"}
+
+
+def test_the_fullest_gpu_of_the_engine(monkeypatch):
+    """nvidia-smi is a stand-in: there is no GPU in the tests."""
+    memory = load("engine_memory")
+    shown = "GPU-a, 10, 100\nGPU-b, 11, 300\nGPU-b, 10, 50\nGPU-a, 99, 9000\nGPU-a, 12, [N/A]\n"
+    monkeypatch.setattr(memory.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    module = SimpleNamespace(run_command=lambda argv: (0, shown, ""))
+    assert memory.fullest_gpu(module, {"10": {}, "11": {}, "12": {}}) == 350 * MIB
+    assert memory.fullest_gpu(module, {"98": {}}) is None
