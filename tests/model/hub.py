@@ -26,6 +26,7 @@ class Hub:
         self.requests, self.sent = [], 0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Routes,), {"hub": self}))
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # clients that are killed hang up
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

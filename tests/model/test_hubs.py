@@ -82,6 +82,18 @@ def test_a_killed_run_is_resumed(source, hub, wanted, model_files, module_input,
     assert (tmp_path / "models/m/q4_k_m/m.gguf").read_bytes() == WEIGHTS
 
 
+def test_a_run_killed_at_its_last_step_needs_no_hub(hub, wanted, model_files, tmp_path):
+    assert model_files(wanted("ollama"), ollama_registry=hub.url).get("changed")
+    final = tmp_path / "models/m/q4_k_m"
+    partial = final.with_name(".q4_k_m.partial")
+    partial.mkdir()
+    final.rename(partial / "model")
+    assert model_files(wanted("ollama"))["changed"]
+    assert (final / "m.gguf").read_bytes() == WEIGHTS
+    assert not partial.exists()
+    assert not model_files(wanted("ollama"))["changed"]
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_wrong_bytes_are_fetched_again_once_then_refused(
     source, hub, wanted, model_files, tmp_path
@@ -121,6 +133,13 @@ def test_another_hub_goes_on_where_one_died(start_hub, wanted, model_files, tmp_
     assert dying.sent + alive.sent <= 1.05 * len(WEIGHTS)
     assert "Source skipped: ollama n@tag" in json.dumps(answer["warnings"])
     assert not model_files(download)["changed"]
+
+
+def test_a_hub_that_is_down_on_the_next_run_changes_nothing(hub, wanted, model_files):
+    answer = model_files(wanted("modelscope", pinned=False), modelscope_endpoint=hub.url)
+    assert answer.get("changed"), answer
+    answer = model_files(wanted("huggingface", pinned=False))
+    assert not answer.get("failed") and not answer["changed"]
 
 
 def test_a_folder_by_patterns_with_unpinned_files(start_hub, wanted, model_files, tmp_path):

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 
+import pytest
 from ansible.parsing.dataloader import DataLoader
 
 
@@ -70,12 +73,55 @@ def test_own_file_and_own_folder(model_files, entry, tmp_path):
     assert answer["model_path"] == str(tmp_path / "models/single/q4_k_m/mine.gguf")
 
 
+def test_a_checkpoint_is_the_folder_of_its_config(model_files, entry, tmp_path, tiny_gguf):
+    folder = tiny_gguf.parent
+    files = [
+        entry(str(path.relative_to(folder)), path.read_bytes())
+        for path in sorted((folder / "hf").iterdir())
+    ]
+    answer = model_files({"source": "bundled", "repository": "tiny-r1", "files": files})
+    assert answer["model_path"] == str(tmp_path / "models/m/q4_k_m/hf")
+
+
 def test_missing_own_file_names_the_path(play):
     download = {"source": "file", "repository": "/nowhere/mine.gguf", "files": []}
     answer = play(download)
     assert answer["rc"] != 0
     assert "/nowhere/mine.gguf: no such file" in answer["out"]
     assert "Correct the model entry's path" in answer["out"]
+
+
+@pytest.fixture
+def far_python(tmp_path, repo) -> str:
+    """A Python that sees no file of the project's models, as on another host."""
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/bin/sh\n"
+        f"exec unshare --mount sh -c 'mount -t tmpfs none {repo}/roles/model/files"
+        f' && exec {sys.executable} "$@"\' sh "$@"\n'
+    )
+    script.chmod(0o755)
+    if subprocess.run([script, "-c", ""], capture_output=True, check=False).returncode:
+        pytest.skip("mount namespaces need root")
+    return str(script)
+
+
+def test_files_that_only_the_controller_has_are_carried(play, bundled, tiny_gguf, far_python):
+    given = {"ansible_python_interpreter": far_python}
+    forecast = play(bundled, "--check", **given)
+    assert forecast["rc"] == 0 and forecast["changed"], forecast["out"]
+    first = play(bundled, **given)
+    assert first["rc"] == 0 and first["changed"], first["out"]
+    assert (play.home / tiny_gguf.name).read_bytes() == tiny_gguf.read_bytes()
+    again = play(bundled, **given)
+    assert again["rc"] == 0 and not again["changed"], again["out"]
+
+    folder = {"source": "file", "repository": str(tiny_gguf.parent / "hf"), "files": []}
+    first = play(folder, **given)
+    assert first["rc"] == 0 and first["changed"], first["out"]
+    assert (play.home / "config.json").exists()
+    again = play(folder, **given)
+    assert again["rc"] == 0 and not again["changed"], again["out"]
 
 
 def test_wrong_bytes_are_refused_with_both_hashes(model_files, entry, tmp_path):
@@ -87,6 +133,14 @@ def test_wrong_bytes_are_refused_with_both_hashes(model_files, entry, tmp_path):
     for text in ("mine.gguf", wanted["sha256"], hashlib.sha256(b"this").hexdigest()):
         assert text in answer["msg"]
     assert not (tmp_path / "models/m/q4_k_m").exists()
+
+
+def test_a_local_file_of_another_size_is_refused(model_files, entry, tmp_path):
+    own = tmp_path / "mine.gguf"
+    own.write_bytes(b"short")
+    download = {"source": "file", "repository": str(own), "files": [entry(own.name, b"longer")]}
+    answer = model_files(download, defer=True)
+    assert "mine.gguf has 5 bytes, the catalogue says 6" in answer["msg"]
 
 
 def test_a_path_cannot_leave_the_folder(model_files, entry):

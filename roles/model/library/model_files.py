@@ -33,6 +33,9 @@ description:
     again from the next.
   - Every file is checked against its pinned SHA-256, else against the hash the hub names, and
     is held to that hash from then on.
+attributes:
+  check_mode: {support: full}
+  diff_mode: {support: full}
 options:
   root:
     description: Folder that holds all models.
@@ -115,7 +118,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 model_path:
-  description: The GGUF file (the first of a split one), else the folder.
+  description: The GGUF file (the first of a split one), else the folder of config.json.
   type: str
   returned: always
 source:
@@ -279,6 +282,13 @@ def label(source):
     return "{} {}{}".format(source["source"], source.get("repository") or "", revision)
 
 
+def same_on_another_hub(source, marker):
+    """The hubs carry each other's repositories: a hub that is down today changes nothing."""
+    return {source["source"], marker["source"]} == set(HUBS) and all(
+        source.get(key) == marker.get(key) for key in ("repository", "revision")
+    )
+
+
 class Progress:
     """A small file that says how far we are, rewritten about once a second."""
 
@@ -348,9 +358,7 @@ class Fetch:
         return any(self.matches(source, marker, good) for source in self.sources)
 
     def matches(self, source, marker, good):
-        same = all(
-            source.get(key) == marker.get(key) for key in ("source", "repository", "revision")
-        )
+        same = label(source) == label(marker) or same_on_another_hub(source, marker)
         for file in self.wanted(source):
             if is_pattern(file["path"]):
                 if not same or not fnmatch.filter(good, file["path"]):
@@ -379,7 +387,10 @@ class Fetch:
 
     def model_path(self, files):
         ggufs = sorted(path for path in files if path.endswith(".gguf"))
-        return str(self.final / ggufs[0] if ggufs else self.final)
+        configs = sorted((path for path in files if Path(path).name == "config.json"), key=len)
+        if ggufs:
+            return str(self.final / ggufs[0])
+        return str((self.final / configs[0]).parent if configs else self.final)
 
     # One run
 
@@ -399,15 +410,27 @@ class Fetch:
                 return deferred
         else:
             self.take_lock(wait=True)
-            marker = self.marker()
-            good = self.good_files(marker)
-            if self.satisfied(marker, good):
-                return self.result(marker, changed=False)
-        before = marker
+        finished = self.finish_killed_run()
+        marker = self.marker()
+        good = self.good_files(marker)
+        if self.satisfied(marker, good):
+            return self.result(marker, changed=finished)
         self.prepare(marker, good)
-        marker = self.from_first_that_delivers()
-        self.publish(marker)
-        return self.result(marker, changed=True, before=before)
+        fetched = self.from_first_that_delivers()
+        self.publish(fetched)
+        return self.result(fetched, changed=True, before=marker)
+
+    def finish_killed_run(self):
+        """A run that died between its last two steps left all but the final name."""
+        due = not self.final.exists() and (self.whole / ".complete").exists()
+        if due:
+            self.whole.rename(self.final)
+            self.tidy()
+        return due
+
+    def tidy(self):
+        shutil.rmtree(self.old, ignore_errors=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
 
     def carried_first(self):
         """Paths that only the controller has."""
@@ -423,7 +446,10 @@ class Fetch:
         source = self.sources[0]
         if source["source"] not in ("bundled", "file"):
             return True
-        return sum(file["bytes"] for file in self.listed_locally(source)) > SMALL
+        try:
+            return sum(file["bytes"] for file in self.listed_locally(source)) > SMALL
+        except SourceFailed:
+            return bool(self.sources[1:])
 
     def prepare(self, marker, good):
         for folder in (self.home, self.partial, self.whole, self.raw):
@@ -1001,8 +1027,7 @@ class Fetch:
             self.final.rename(self.old)
         self.whole.rename(self.final)
         self.sync(self.home)
-        shutil.rmtree(self.old, ignore_errors=True)
-        shutil.rmtree(self.partial, ignore_errors=True)
+        self.tidy()
 
     # Lock
 
@@ -1055,20 +1080,23 @@ class Fetch:
             answer["diff"] = self.diff(before, marker)
         return answer
 
+    @staticmethod
+    def have_already(file, good):
+        return file.get("sha256") and good.get(file["path"], {}).get("sha256") == file["sha256"]
+
     def forecast(self, marker, good):
         source = self.sources[0]
         files = source.get("files") or []
-        missing = sum(
-            file.get("bytes") or 0
-            for file in files
-            if good.get(file["path"], {}).get("sha256") != (file.get("sha256") or "none")
-        )
+        missing = [file for file in files if not self.have_already(file, good)]
+        due = sum(file.get("bytes") or 0 for file in missing)
+        if not files or not all(file.get("bytes") for file in missing):
+            due = source.get("bytes") or 0
         return {
             "changed": True,
             "model_path": self.model_path([file["path"] for file in files]),
             "source": source["source"],
             "files": files,
-            "msg": f"Would fetch {megabytes(missing)} from {label(source)}.",
+            "msg": f"Would fetch {megabytes(due)} from {label(source)}.",
             "diff": self.diff(marker, source),
         }
 
