@@ -1,5 +1,5 @@
 # Everything a clone needs. `make help` lists the targets.
-.PHONY: help deploy plan verify teardown test unit stack lint lock clean
+.PHONY: help deploy plan verify teardown test lint unit stack docs lock clean
 .DEFAULT_GOAL := help
 
 HOST ?= local
@@ -36,6 +36,9 @@ unit: .venv-test ## Run the tests that leave this machine as it is
 
 stack: .venv-test ## Deploy the whole stack in clean machines and test it
 	$(pytest) -m stack
+
+docs: .venv-test ## Rewrite the tables of both READMEs
+	.venv-test/bin/python bin/readme
 
 lock: ## Renew the hashed lock files from the .in files (needs uv)
 	for f in requirements/*.in roles/*/files/*.in; do \
