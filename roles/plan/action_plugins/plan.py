@@ -52,7 +52,8 @@ class ActionModule(ActionBase):
         host = task_vars["inventory_hostname"]
         # plain types: the planner knows nothing of Ansible's tagged ones
         given = json.loads(json.dumps({key: args[key] for key in ("settings", "inspection")}))
-        catalogue = yaml.load(Path(args["catalogue"]).read_text(encoding="utf-8"), Loader)
+        content = yaml.load(Path(args["catalogue"]).read_text(encoding="utf-8"), Loader)
+        (catalogue,) = content.values()
         try:
             plan = make_plan(host, given["settings"], catalogue, given["inspection"],
                              args["for_deploy"])  # fmt: skip

@@ -69,7 +69,7 @@ def load(catalogue, own=None):
                     **catalogue[name]["precisions"],
                     **(own[name].get("precisions") or {}),
                 }
-            found[name] = _model(name, entry, is_own)
+            found[name] = _model(name, entry, is_own and name not in catalogue)
         except PlanError as error:
             problems += error.problems
     if problems:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import cards, sources
+from . import cards, sources, weights
 from .candidates import GGUF_ENGINES, evaluate
 from .units import gib
 from .wishes import DEPLOYABLE_ENGINES
@@ -69,13 +69,13 @@ def best_precision(model, engine, hardware, wishes, disk):
         if found.fits and not found.slow:
             return found, tried
         tried.append(found)
-    kept = min(tried, key=lambda one: (not one.fits, -one.tokens_per_second * one.fits, need(one)))
+    kept = min(tried, key=lambda one: (not one.fits, -one.tokens_per_second * one.fits, size(one)))
     return kept, [found for found in tried if found is not kept]
 
 
-def need(found):
-    """Bytes a Candidate needs; more than anything when it cannot work at all."""
-    return found.memory.total(found.tokens) if found.memory else float("inf")
+def size(found):
+    """Bytes of a Candidate's files; more than anything when it cannot work at all."""
+    return weights.file_bytes(found.model, found.precision) if found.memory else float("inf")
 
 
 def disk_check(hardware, present, measured):
@@ -119,7 +119,7 @@ class Choice:
 
     @property
     def shown(self):
-        return self.top or min(self.considered, key=need)
+        return self.top or min(self.considered, key=size)
 
 
 def choose(models, hardware, wishes, order, disk):

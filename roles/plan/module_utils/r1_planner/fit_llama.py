@@ -48,16 +48,17 @@ def _gpu_counts(hardware):
     return range(1, len(hardware.gpus) + 1) if hardware.gpus else (0,)
 
 
-def account(model, engine, precision, hardware, wishes, dtype, gpus):
+def account(model, engine, precision, hardware, wishes, dtype, gpus, context):
     """Return the Memory of one GPU of `gpus`, or of the process on a CPU (gpus 0)."""
     size = weights.file_bytes(model, precision)
-    compute = memory.llama_compute(model)
+    compute = memory.llama_compute(model, context, logits=bool(gpus) or engine == "ollama")
     per_token = kv.kv_bytes_per_token(model, dtype)
     if gpus:
         size -= weights.embedding_bytes(model.shape, precision)
         other = memory.LLAMA_CUDA + (memory.LLAMA_SPLIT if gpus > 1 else 0)
         budget = hardware.gpus[0].usable
         return memory.Memory(size // gpus, -(-per_token // gpus), compute, 0, other, budget)
+    size += weights.repacked_bytes(model.shape, precision)
     other = memory.LLAMA_PROCESS
     if engine == "llamacpp":
         other += wishes.prompt_cache_mib * MIB
@@ -67,18 +68,22 @@ def account(model, engine, precision, hardware, wishes, dtype, gpus):
 
 def _fit(model, engine, precision, hardware, wishes, dtype, gpus):
     reserve = wishes.memory_reserve_mib * MIB
-    held = account(model, engine, precision, hardware, wishes, dtype, gpus)
     goal_context, goal_slots = (GOALS_GPU if gpus else GOALS_CPU)[wishes.goal]
     least = least_context(model, wishes, bool(gpus))
     wanted = wishes.max_model_len or min(goal_context or model.max_positions, model.max_positions)
     slots = wishes.max_num_seqs or goal_slots
-    room = held.kv_tokens
-    while slots > 1 and not wishes.max_num_seqs and wanted * slots > room:
+
+    def held_at(context):
+        return account(model, engine, precision, hardware, wishes, dtype, gpus, context)
+
+    context, held = wanted, held_at(wanted)
+    while slots > 1 and not wishes.max_num_seqs and wanted * slots > held.kv_tokens:
         slots -= 1
-    context = wanted
-    if not wishes.max_model_len and context * slots > room:
-        context = max(least, round_down(room // slots, _STEP))
-    tokens = context * slots
+    while not wishes.max_model_len and context > least and context * slots > held.kv_tokens:
+        # a shorter context needs a smaller mask, which leaves more room: a few rounds
+        context = max(least, round_down(min(held.kv_tokens // slots, context - 1), _STEP))
+        held = held_at(context)
+    room, tokens = held.kv_tokens, context * slots
     found = {
         "memory": held,
         "tokens": tokens,

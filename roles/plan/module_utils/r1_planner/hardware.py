@@ -9,7 +9,7 @@ from .units import GIB, MIB, PlanError
 
 # Without a GPU the memory bus sets the speed. Per core until the bus of a plain
 # two-channel DDR4 board is full; set plan_memory_bandwidth_gb_s where you know better.
-CPU_GBS_PER_CORE = 6
+CPU_GBS_PER_CORE = 8
 CPU_GBS_AT_MOST = 40
 
 _GPU_KEYS = ("name", "memory_mib", "compute_capability")

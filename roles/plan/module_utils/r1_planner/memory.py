@@ -46,22 +46,28 @@ class Memory:
 
 # llama.cpp computes a prompt in pieces of this many tokens (its default --ubatch-size).
 LLAMA_UBATCH = 512
-# Program, libraries, tokenizer, HTTP buffers: resident beside the model on a CPU.
-LLAMA_PROCESS = 160 * MIB
+# llama-server's program, libraries and tokenizer; read from a running one.
+LLAMA_PROCESS = 64 * MIB
 # On a GPU: CUDA context and cuBLAS workspace of one process.
 LLAMA_CUDA = 600 * MIB
 # Each further card of a layer split: copies of the activations in flight, uneven layers.
 LLAMA_SPLIT = 400 * MIB
 
 
-def llama_compute(model, ubatch=LLAMA_UBATCH):
-    """Compute buffer of llama.cpp: one ubatch of float32 logits, and a few rows of hidden
-    and feed-forward width (llama-server's log calls it 'compute buffer size')."""
+def llama_compute(model, context, logits, ubatch=LLAMA_UBATCH):
+    """Compute buffer of llama.cpp for one context of that many tokens.
+
+    llama-server's log says 72.5, 80.5 and 128.5 MiB for the shapes of 1.5B at 8,192, 16,384
+    and 65,536 tokens: a 16-bit mask of ubatch x context, and float32 rows of twice the
+    feed-forward and about ten times the hidden width. `logits`: with room for a row of the
+    vocabulary per token, as older versions and Ollama's own engine keep it.
+    """
     if model.shape is None:
-        return 512 * MIB
+        return 512 * MIB + ubatch * 2 * context
     shape = model.shape
-    width = max(shape.ffn, shape.expert_ffn * (shape.experts_active + 1))
-    return ubatch * 4 * (shape.vocab + 2 * width + 6 * shape.hidden)
+    ffn = max(shape.ffn, shape.expert_ffn * (shape.experts_active + 1))
+    width = 2 * ffn + 10 * shape.hidden + (shape.vocab if logits else 0)
+    return ubatch * (4 * width + 2 * context)
 
 
 # vLLM, read from the log of 0.26.0 on an H100 (models of 7B and 32B; bf16, fp8, AWQ):

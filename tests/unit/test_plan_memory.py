@@ -1,0 +1,148 @@
+"""The planner's memory and speed against files on the hubs and readings of real engines."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/plan/module_utils"))
+
+from r1_planner import catalogue, fit_vllm, kv, memory, shapes, speed, weights
+from r1_planner.hardware import hardware_from
+from r1_planner.units import GIB, KIB, MIB
+from r1_planner.wishes import Wishes
+
+PLAN = Path(__file__).resolve().parents[2] / "roles/plan"
+MODELS = catalogue.load(
+    yaml.safe_load((PLAN / "vars/catalogue.yml").read_text())["__plan_catalogue"]
+)
+H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "compute_capability": "9.0"}
+ONE_H100 = hardware_from({"gpus": [H100], "ram_mib": 200000, "cpus": 26})
+
+
+def model(name):
+    return MODELS[f"deepseek-r1-{name}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("1.5b", 1_777_088_000),
+        ("7b", 7_615_616_512),
+        ("8b", 8_030_261_248),
+        ("0528-8b", 8_190_735_360),
+        ("14b", 14_770_033_664),
+        ("32b", 32_763_876_352),
+        ("70b", 70_553_706_496),
+    ],
+)
+def test_parameters_from_shapes(name, parameters):
+    assert shapes.parameters(model(name).shape) == parameters
+    assert weights.computed_bytes(model(name).shape, "bf16") == 2 * parameters
+
+
+def test_parameters_of_the_mixture_of_experts():
+    assert shapes.parameters(model("671b").shape) == pytest.approx(671.03e9, rel=0.001)
+    assert shapes.active_share(model("671b").shape) == pytest.approx(37 / 671, rel=0.03)
+
+
+# Files as the hubs list them (decimal GB, or exact bytes).
+@pytest.mark.parametrize(
+    ("name", "precision", "size"),
+    [
+        ("1.5b", "q4_k_m", 1_117_320_512),
+        ("7b", "q4_k_m", 4_683_073_184),
+        ("14b", "q4_k_m", 8_988_109_952),
+        ("32b", "q4_k_m", 19.851e9),
+        ("1.5b", "awq", 1.61e9),
+        ("14b", "awq", 9.98e9),
+        ("32b", "awq", 19.33e9),
+        ("7b", "q5_k_m", 5.445e9),
+        ("70b", "q4_k_m", 42.520e9),
+        ("8b", "q8_0", 8.541e9),
+        ("671b", "q4_k_m", 404e9),
+    ],
+)
+def test_file_sizes_from_shapes(name, precision, size):
+    bound = 0.01 if name == "671b" else 0.003
+    assert weights.computed_bytes(model(name).shape, precision) == pytest.approx(size, rel=bound)
+
+
+def test_bundled_model_from_shapes():
+    assert weights.computed_bytes(MODELS["tiny-r1"].shape, "q4_k_m") == pytest.approx(
+        2_402_208, rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kib"),
+    [("1.5b", 28), ("7b", 56), ("8b", 128), ("0528-8b", 144), ("14b", 192), ("32b", 256),
+     ("70b", 320)],
+)  # fmt: skip
+def test_kv_bytes(name, kib):
+    assert kv.kv_bytes_per_token(model(name)) == kib * KIB
+    assert kv.kv_bytes_per_token(model(name), "fp8") == kib * KIB // 2
+    assert kv.kv_bytes_per_token(model(name), "f16", tensor_parallel=2) == kib * KIB // 2
+
+
+def test_mla_is_not_divided_by_tensor_parallel():
+    whole = kv.kv_bytes_per_token(model("671b"))
+    assert whole == pytest.approx(68.6 * KIB, rel=0.001)
+    assert kv.kv_bytes_per_token(model("671b"), "f16", tensor_parallel=8) == whole
+    assert kv.kv_bytes_per_token(model("671b"), "f16", 8, pipeline_parallel=2) < 0.52 * whole
+
+
+def test_kv_heads_are_copied_beyond_their_number():
+    assert kv.kv_bytes_per_token(model("7b"), "f16", 4) == 14 * KIB
+    assert kv.kv_bytes_per_token(model("1.5b"), "f16", 4) == 14 * KIB  # 2 heads on 4 ranks
+
+
+# vLLM 0.26.0 on an H100 80GB: GiB of weights, tokens of KV cache.
+VLLM = [
+    ("7b", "bf16", "auto", {"enforce_eager": True}, 14.32, 1_020_720),
+    ("7b", "bf16", "auto", {}, 14.32, 1_021_856),
+    ("32b", "bf16", "auto", {}, 61.07, 28_176),
+    ("32b", "fp8", "fp8", {}, 32.23, 291_152),
+    ("32b", "awq", "fp8", {"gpu_memory_utilization": 0.285, "max_num_seqs": 16,
+                           "max_num_batched_tokens": 2048}, 18.54, 18_928),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "precision", "dtype", "more", "gibs", "tokens"), VLLM)
+def test_vllm_memory(name, precision, dtype, more, gibs, tokens):
+    wishes = Wishes(**{"gpu_memory_utilization": 0.9, "max_num_seqs": 256, **more})
+    held, _share = fit_vllm.account(
+        model(name), precision, ONE_H100.gpus[0], wishes, dtype, 1, 1,
+        wishes.max_num_seqs, wishes.max_num_batched_tokens or 8192,
+    )  # fmt: skip
+    assert held.weights / GIB == pytest.approx(gibs, rel=0.03)
+    assert held.kv_tokens == pytest.approx(tokens, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "eager", "measured"),
+    [("7b", "bf16", True, 56), ("7b", "bf16", False, 158), ("7b", "fp8", False, 236),
+     ("32b", "fp8", False, 69), ("32b", "awq", False, 78)],
+)  # fmt: skip
+def test_vllm_speed(name, precision, eager, measured):
+    size = weights.file_bytes(model(name), precision)
+    found = speed.estimate(model(name), precision, size, ONE_H100, "vllm", eager=eager)
+    assert found["decode_tokens_per_second_1"] == pytest.approx(measured, rel=0.03)
+
+
+# llama-server (10434) on a CPU, with a file of 1.5B's shapes: MiB from its log.
+@pytest.mark.parametrize(("context", "mib"), [(8192, 72.51), (16384, 80.51), (65536, 128.51)])
+def test_llama_compute_buffer(context, mib):
+    found = memory.llama_compute(model("1.5b"), context, logits=False)
+    assert found / MIB == pytest.approx(mib, abs=1)
+
+
+def test_llama_repacks_the_4_bit_matrices():
+    assert weights.repacked_bytes(model("1.5b").shape, "q4_k_m") / MIB == pytest.approx(
+        596.53, abs=0.01
+    )
+    assert weights.repacked_bytes(MODELS["tiny-r1"].shape, "q4_k_m") / MIB == pytest.approx(
+        1.14, abs=0.01
+    )
+    assert weights.repacked_bytes(model("1.5b").shape, "q8_0") == 0

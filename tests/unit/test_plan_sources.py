@@ -1,0 +1,152 @@
+"""Where the plan gets its files: hub order, hubs that do not answer, files already there."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/plan/module_utils"))
+
+from r1_planner.planner import make_plan
+from r1_planner.units import PlanError
+
+PLAN = Path(__file__).resolve().parents[2] / "roles/plan"
+CATALOGUE = yaml.safe_load((PLAN / "vars/catalogue.yml").read_text())["__plan_catalogue"]
+UP = {"url": "https://hub.example", "answers": True, "error": None}
+DOWN = {"url": "https://hub.example", "answers": False, "error": "timed out"}
+
+
+def plan(sources, present=(), disk=100_000, for_deploy=True, **settings):
+    found = {
+        "cpu": {"count": 2, "flags": []},
+        "ram_mib": 24000,
+        "ram_available_mib": 23000,
+        "disk": {"path": "/var", "free_mib": disk},
+        "gpus": [],
+        "sources": sources,
+        "models_present": list(present),
+    }
+    return make_plan("local", settings, CATALOGUE, found, for_deploy)
+
+
+def test_hubs_in_the_order_of_the_setting():
+    found = plan({"modelscope": UP, "huggingface": UP})["download"]
+    assert found["source"] == "modelscope"
+    assert found["repository"] == "unsloth/DeepSeek-R1-Distill-Qwen-1.5B-GGUF"
+    assert found["files"][0]["path"] == "DeepSeek-R1-Distill-Qwen-1.5B-Q4_K_M.gguf"
+    assert found["bytes"] == 1_117_320_512
+    assert [other["source"] for other in found["alternatives"]] == ["huggingface"]
+    turned = plan(
+        {"modelscope": UP, "huggingface": UP}, model_sources=["huggingface", "modelscope"]
+    )
+    assert turned["download"]["source"] == "huggingface"
+
+
+def test_the_next_hub_when_one_does_not_answer():
+    found = plan({"modelscope": DOWN, "huggingface": UP})
+    assert found["download"]["source"] == "huggingface"
+    assert "ModelScope at https://hub.example does not answer: timed out" in str(found["reasons"])
+
+
+def test_ollama_asks_its_own_library_first_by_tag_and_hash():
+    found = plan({"modelscope": UP, "huggingface": UP, "ollama": UP}, engine="ollama")["download"]
+    assert (found["source"], found["repository"], found["revision"]) == (
+        "ollama", "deepseek-r1", "1.5b",
+    )  # fmt: skip
+    assert found["files"][0]["sha256"].startswith("aabd4deb")
+    assert [other["source"] for other in found["alternatives"]] == ["modelscope", "huggingface"]
+
+
+def test_no_hub_answers_and_the_fallback_is_allowed():
+    found = plan({"modelscope": DOWN, "huggingface": DOWN}, model_fallback="tiny-r1")
+    assert found["fits"]
+    assert found["fallback"]
+    assert not found["problems"]
+    assert (found["model"], found["max_model_len"]) == ("tiny-r1", 4096)
+    assert found["download"]["source"] == "bundled"
+    assert found["download"]["files"][0]["path"] == "tiny-r1-q4_k_m.gguf"
+    loud = found["reasons"][0]
+    assert loud.startswith("NO MODEL SOURCE ANSWERS: deepseek-r1-1.5b q4_k_m would be")
+    assert loud.count("https://hub.example does not answer: timed out") == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"model_fallback": "tiny-r1", "model": "deepseek-r1-1.5b"}]
+)
+def test_no_hub_answers_and_no_fallback_or_a_model_was_named(settings):
+    found = plan({"modelscope": DOWN, "huggingface": DOWN}, **settings)
+    assert not found["fallback"]
+    text = found["problems"][0]
+    assert "no source has deepseek-r1-1.5b q4_k_m: ModelScope at https://hub.example" in text
+    assert "Hugging Face at https://hub.example does not answer: timed out" in text
+    assert "Fix: set modelscope_endpoint, huggingface_endpoint or ollama_registry" in text
+    assert "path: /FOLDER/FILE.gguf" in text
+
+
+def test_files_already_there_need_no_hub_and_no_disk():
+    there = ["deepseek-r1-1.5b/q4_k_m"]
+    found = plan({"modelscope": DOWN, "huggingface": DOWN}, there, model_fallback="tiny-r1")
+    assert found["model"] == "deepseek-r1-1.5b"
+    assert not found["fallback"]
+    assert plan({"modelscope": UP}, there, disk=10, model="deepseek-r1-1.5b")["fits"]
+
+
+def test_too_little_disk():
+    found = plan({"modelscope": UP}, disk=10, model="deepseek-r1-1.5b")
+    assert not found["fits"]
+    assert "deepseek-r1-1.5b q4_k_m needs 1.6 GiB of disk" in found["problems"][0]
+
+
+def test_the_plan_of_a_deployed_host_is_the_same():
+    """What differs between two runs: the model is there, the disk is fuller, memory is in use."""
+    hubs = {"modelscope": UP, "huggingface": UP}
+    assert plan(hubs) == plan(hubs, ["deepseek-r1-1.5b/q4_k_m"], disk=98_000)
+
+
+def test_hubs_are_taken_to_answer_when_nothing_was_looked_at():
+    hardware = {"ram_mib": 8000, "cpus": 2}
+    found = make_plan("box", {"plan_hardware": hardware}, CATALOGUE)
+    assert found["download"]["source"] == "modelscope"
+    assert not found["problems"]
+
+
+OWN = {"path": "/models/mine-q5_k_m.gguf", "precision": "q5_k_m", "bytes": 1_285_000_000}
+
+
+def test_an_own_model_by_path_and_size():
+    found = plan({}, models={"mine": OWN}, model="mine")
+    assert found["fits"]
+    assert found["download"]["source"] == "file"
+    assert found["download"]["repository"] == "/models/mine-q5_k_m.gguf"
+    assert found["download"]["files"][0]["path"] == "mine-q5_k_m.gguf"
+    assert found["precision"] == "q5_k_m"
+
+
+def test_an_own_source_for_a_known_model():
+    local = {"q4_k_m": {"sources": [{"source": "file", "path": "/models/r1.gguf"}]}}
+    found = plan({"modelscope": DOWN}, models={"deepseek-r1-1.5b": {"precisions": local}})
+    assert found["model"] == "deepseek-r1-1.5b"
+    assert found["download"]["repository"] == "/models/r1.gguf"
+    assert found["download"]["bytes"] == pytest.approx(1_117_320_512, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("x", "models.mine: 'x' is not a mapping"),
+        ({}, "models.mine: says nowhere what to load; give 'path: /FOLDER/FILE.gguf'"),
+        ({"path": "/m.gguf"}, "its memory cannot be known; give 'bytes'"),
+        ({**OWN, "byte": 1}, "models.mine.byte: unknown key. Did you mean 'bytes'?"),
+        ({**OWN, "bytes": "big"}, "bytes: 'big' is not the file's size in bytes"),
+        ({**OWN, "precision": "q9"}, "models.mine.precisions.q9: unknown precision"),
+        ({**OWN, "shape": {"layers": 2}}, "models.mine.shape: 'hidden' is missing"),
+        ({"precisions": {"q4_k_m": {"bytes": 5}}}, "sources: is empty; give 'path'"),
+        ({"precisions": {"q4_k_m": {"bytes": 5, "sources": [{"source": "x", "path": "y"}]}}},
+         "needs 'source', one of bundled, modelscope"),
+    ],
+)  # fmt: skip
+def test_wrong_own_entries(entry, message):
+    with pytest.raises(PlanError) as caught:
+        plan({}, models={"mine": entry})
+    assert message in str(caught.value)
