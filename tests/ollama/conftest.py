@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -114,36 +116,44 @@ def rendered(play):
 
 
 @pytest.fixture(scope="session")
-def role(ollama_binary, settings, rendered, tmp_path_factory):
-    """The role's service, template and parameters, for folders of this test."""
-    root = tmp_path_factory.mktemp("ollama")
+def role(ollama_binary, settings, rendered):
+    """The role's service, template and parameters, with the program where it says."""
+    root = Path(tempfile.mkdtemp(prefix="ollama-"))
+    root.chmod(0o755)
     own = {"data_path": str(root), "r1_opt": str(root / "opt")}
     names = ("ollama_service", "__ollama_template", "__ollama_parameters", "__ollama_home")
     (found,) = rendered(settings, [own], *names)
     home = Path(found["__ollama_home"])
     (home / "bin").mkdir(parents=True)
-    (home / "bin/ollama").symlink_to(ollama_binary)
-    return SimpleNamespace(
+    shutil.copy(ollama_binary, home / "bin/ollama")
+    yield SimpleNamespace(
         service=found["ollama_service"],
         template=found["__ollama_template"],
         parameters=found["__ollama_parameters"],
     )
+    shutil.rmtree(root)
 
 
 @pytest.fixture(scope="session")
 def server(role):
-    """Ollama, started with the service's command and environment and nothing else."""
+    """Ollama with the service's command and environment and nothing else, without privileges."""
     environment = role.service["environment"]
     models = Path(environment["OLLAMA_MODELS"])
-    models.mkdir(exist_ok=True)
+    models.mkdir()
+    user = {}
+    if os.geteuid() == 0:
+        user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        shutil.chown(models, "nobody", "nogroup")
     url = "http://" + environment["OLLAMA_HOST"]
     log = models.parent / "engine.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
             role.service["command"],
             env={"PATH": os.environ["PATH"], **environment},
+            cwd="/",
             stdout=stream,
             stderr=stream,
+            **user,
         )
     try:
         wait_for(ready(url + "/api/version"), process, log)

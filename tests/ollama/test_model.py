@@ -69,9 +69,12 @@ def test_weights_on_the_same_disk_are_not_stored_twice(keep, server, tmp_path, t
     own = tmp_path / "model.gguf"
     shutil.copy(tiny_gguf, own)
     own.chmod(0o644)
+    before = own.stat()
     keep(gguf=own)
     stored = server.models / f"blobs/sha256-{digest}"
     assert stored.samefile(own)
+    after = own.stat()
+    assert (after.st_mtime_ns, after.st_uid) == (before.st_mtime_ns, before.st_uid)
 
     own.chmod(0o600)  # the server's user may not read it: it gets a copy through the API
     keep(state="absent")
@@ -97,14 +100,14 @@ def test_each_change_is_seen_and_made(keep, server, tiny_gguf, change):
     assert not keep(gguf=tiny_gguf, **change)["changed"]
 
 
-def test_a_change_by_hand_is_put_right(keep, server, role, tiny_gguf):
-    keep(gguf=tiny_gguf)
-    post(
-        server,
-        "/api/create",
-        **{"model": "tiny-r1", "from": "tiny-r1", "template": "{{ .Prompt }}"},
-    )
-    assert keep(gguf=tiny_gguf)["changed"]
+def test_a_change_by_hand_is_put_right(keep, server, role, tmp_path, tiny_gguf):
+    own = tmp_path / "model.gguf"
+    shutil.copy(tiny_gguf, own)
+    own.chmod(0o600)  # stored as a copy, so that Ollama may make another model of it
+    keep(gguf=own)
+    other = {"model": "tiny-r1", "from": "tiny-r1", "template": "{{ .Prompt }}"}
+    post(server, "/api/create", **other)
+    assert keep(gguf=own)["changed"]
     assert post(server, "/api/show", model="tiny-r1")["template"] == role.template
 
 

@@ -81,6 +81,18 @@ def test_check_mode_on_a_fresh_host_tells_and_touches_nothing(play, settings, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_brought_program_is_installed(play, settings, ollama_binary, tmp_path):
+    (tmp_path / "opt").mkdir()
+    given = {**settings, "r1_opt": str(tmp_path / "opt"), "ollama_archive": str(ollama_binary)}
+    given["__ollama_archive"] = {"stat": {"size": 1, "mtime": 2}}  # main.yml looks
+    role = {"name": "ollama", "tasks_from": "install.yml"}
+    done = play([{"name": "Install", "ansible.builtin.include_role": role}], given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (program,) = (tmp_path / "opt").glob("ollama/*/bin/ollama")
+    assert program.read_bytes() == ollama_binary.read_bytes()
+    assert [one.name for one in (tmp_path / "opt").iterdir()] == ["ollama"]
+
+
 def test_the_role_itself_refuses_too(play, settings, tmp_path):
     given = {**settings, "data_path": str(tmp_path), "r1_opt": str(tmp_path)}
     done = play([ROLE], {**given, "ollama_version": "0.99.0"}, "--check")

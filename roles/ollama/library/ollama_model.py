@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -409,7 +410,8 @@ class Model:
         }
         if self.given["folder"] and self.given["quantize"]:
             body["quantize"] = self.given["quantize"]
-        self.server.call("POST", "/api/create", body, timeout=None)
+        with self.lent(wanted["weights"]):
+            self.server.call("POST", "/api/create", body, timeout=None)
         made = self.store.model(self.parts)
         if not made or made["template"] != (wanted["template"] or made["template"]):
             raise Refused(
@@ -431,6 +433,21 @@ class Model:
             except OSError:
                 pass  # another file system, or one without links
         self.server.upload(digest, path)
+
+    @contextlib.contextmanager
+    def lent(self, digest):
+        """Ollama sets the time of the weights it is given, which only their owner may do."""
+        blob = self.store.blob(digest)
+        linked = blob.exists() and blob.stat().st_nlink > 1
+        if linked:
+            was = blob.stat()
+            os.chown(blob, self.store.blobs.stat().st_uid, -1)
+        try:
+            yield
+        finally:
+            if linked:
+                os.chown(blob, was.st_uid, -1)
+                os.utime(blob, ns=(was.st_atime_ns, was.st_mtime_ns))
 
     def pull(self, pinned):
         self.compare(self.offered(), pinned)
