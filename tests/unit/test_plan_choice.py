@@ -149,6 +149,14 @@ def test_different_cards_only_the_equal_ones_are_used():
     assert "only the 2 x NVIDIA A40 are used and 1 x NVIDIA L4 stays idle" in reasons(found)
 
 
+def test_a_gpu_too_small_for_any_model_is_left_alone():
+    small = {"name": "NVIDIA T400", "memory_mib": 2048, "compute_capability": 7.5}
+    found = plan({"gpus": [small], "ram_mib": 16000, "cpus": 4})
+    assert (found["engine"], found["model"]) == ("llamacpp", "deepseek-r1-1.5b")
+    assert found["engine_args"]["gpu_layers"] == 0
+    assert "hardware: the GPU is not used: deepseek-r1-1.5b" in reasons(found)
+
+
 @pytest.mark.parametrize(
     ("card", "settings", "message"),
     [
@@ -201,7 +209,7 @@ def test_disk():
 
 def test_alternatives_say_what_they_give():
     best = plan(PLAIN)["alternatives"][0]
-    assert best["model"] == "deepseek-r1-14b"
+    assert best["model"] == "deepseek-r1-32b"
     assert set(best) == {
         "model", "precision", "engine", "max_model_len", "max_num_seqs", "memory_bytes",
         "aime_2024", "decode_tokens_per_second_1",

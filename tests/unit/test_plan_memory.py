@@ -8,7 +8,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/plan/module_utils"))
 
-from r1_planner import catalogue, fit_vllm, kv, memory, shapes, speed, weights
+from r1_planner import catalogue, fit_llama, fit_vllm, kv, memory, shapes, speed, weights
 from r1_planner.hardware import hardware_from
 from r1_planner.units import GIB, KIB, MIB
 from r1_planner.wishes import Wishes
@@ -146,3 +146,18 @@ def test_llama_repacks_the_4_bit_matrices():
         1.14, abs=0.01
     )
     assert weights.repacked_bytes(model("1.5b").shape, "q8_0") == 0
+
+
+@pytest.mark.parametrize(
+    ("context", "slots", "rss_kib"),
+    [(16384, 2, 2_672_532), (65536, 1, 3_590_900), (8192, 1, 1_983_944)],
+)
+def test_llama_resident_memory(context, slots, rss_kib):
+    """Resident size of that llama-server after its start, its prompt cache still empty."""
+    found = fit_llama.fit(
+        model("1.5b"), "llamacpp", "q4_k_m", hardware_from({"ram_mib": 24000, "cpus": 2}),
+        Wishes(max_model_len=context, max_num_seqs=slots, prompt_cache_mib=0),
+    )  # fmt: skip
+    planned = found["memory"].as_dict(found["tokens"])["total_bytes"]
+    assert planned == pytest.approx(rss_kib * KIB, rel=0.05)
+    assert planned >= rss_kib * KIB

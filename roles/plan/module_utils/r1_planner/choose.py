@@ -22,7 +22,7 @@ def engines(hardware, wishes, for_deploy):
         return (wishes.engine,), [f"engine: {ENGINE_NAMES[wishes.engine]}, as you set it."]
     if not hardware.gpus:
         return ("llamacpp",), [
-            "engine: llama.cpp, because the host has no NVIDIA GPU and vLLM and SGLang need one; "
+            "engine: llama.cpp, because there is no NVIDIA GPU to use, which vLLM and SGLang need; "
             "it serves GGUF files on a CPU with one small process."
         ]
     gpu = hardware.gpus[0]

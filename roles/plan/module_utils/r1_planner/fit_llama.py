@@ -58,12 +58,13 @@ def account(model, engine, precision, hardware, wishes, dtype, gpus, context):
         other = memory.LLAMA_CUDA + (memory.LLAMA_SPLIT if gpus > 1 else 0)
         budget = hardware.gpus[0].usable
         return memory.Memory(size // gpus, -(-per_token // gpus), compute, 0, other, budget)
-    size += weights.repacked_bytes(model.shape, precision)
+    # what was copied stays mapped from the file, and is not read again
+    copied = weights.repacked_bytes(model.shape, precision)
     other = memory.LLAMA_PROCESS
     if engine == "llamacpp":
         other += wishes.prompt_cache_mib * MIB
     budget = max(0, hardware.ram - wishes.memory_reserve_mib * MIB)
-    return memory.Memory(size, per_token, compute, 0, other, budget)
+    return memory.Memory(size, per_token, compute, 0, other, budget, copied)
 
 
 def _fit(model, engine, precision, hardware, wishes, dtype, gpus):

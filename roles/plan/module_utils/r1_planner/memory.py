@@ -18,6 +18,7 @@ class Memory:
     graphs: int
     other: int
     budget: int  # what all of these may take together
+    droppable: int = 0  # counted as the process's, but the system drops it when it needs room
 
     @property
     def fixed(self):
@@ -33,13 +34,14 @@ class Memory:
 
     def as_dict(self, tokens):
         return {
-            "total_bytes": self.total(tokens),
+            "total_bytes": self.total(tokens) + self.droppable,
             "weights_bytes": self.weights,
             "kv_cache_bytes": tokens * self.kv_per_token,
             "kv_cache_tokens": tokens,
             "activation_bytes": self.activation,
             "cuda_graph_bytes": self.graphs,
             "other_bytes": self.other,
+            "droppable_bytes": self.droppable,
             "budget_bytes": self.budget,
         }
 

@@ -56,9 +56,11 @@ class _Plan:
         self.disk = choose.disk_check(hardware, self.present, self.measured)
 
     def make(self):
-        order, why = choose.engines(self.hardware, self.wishes, self.for_deploy)
-        self.reasons += why
-        choice, others = choose.choose(self.models, self.hardware, self.wishes, order, self.disk)
+        choice, others, order = self._choose()
+        if choice.top is None and self.hardware.gpus and self.wishes.engine == "auto":
+            self._without_gpus(choice)
+            if not self.hardware.gpus:
+                choice, others, order = self._choose()
         chosen, download = choice.top, None
         if chosen is None:
             self._nothing_fits(choice)
@@ -76,6 +78,20 @@ class _Plan:
             choice, chosen, self.models, self.wishes, self.hardware
         )
         return self._as_dict(chosen, choice.shown, download)
+
+    def _choose(self):
+        order, why = choose.engines(self.hardware, self.wishes, self.for_deploy)
+        self.reasons += why
+        return *choose.choose(self.models, self.hardware, self.wishes, order, self.disk), order
+
+    def _without_gpus(self, choice):
+        """Where nothing fits the GPUs, but the CPU serves what was asked for: use the CPU."""
+        plain = replace(self.hardware, gpus=())
+        order, _why = choose.engines(plain, self.wishes, self.for_deploy)
+        top = choose.choose(self.models, plain, self.wishes, order, self.disk)[0].top
+        if top is not None and not top.slow:
+            self.reasons.append(f"hardware: the GPU is not used: {choice.shown.why_not}")
+            self.hardware = plain
 
     def _source(self, chosen):
         """Return the Candidate to deploy, which may be the fallback, and its download."""

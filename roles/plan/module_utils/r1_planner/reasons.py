@@ -22,7 +22,7 @@ def of_choice(found, wishes, fallback):
         f"memory: {gib(held.total(found.tokens))} {where} (weights {gib(held.weights)}, "
         f"KV cache of {number(found.tokens)} tokens {gib(found.tokens * held.kv_per_token)}, "
         f"the rest {gib(held.activation + held.graphs + held.other)}) of {gib(held.budget)} that "
-        "may be used."
+        f"may be used{_dropped(held)}."
     )
     if found.tensor_parallel * found.pipeline_parallel > 1:
         yield (
@@ -33,6 +33,12 @@ def of_choice(found, wishes, fallback):
         f"speed: about {found.tokens_per_second:g} tokens per second for one user, limited by "
         f"{found.speed['limited_by']}; an estimate, not a measurement."
     )
+
+
+def _dropped(held):
+    if not held.droppable:
+        return ""
+    return f"; {gib(held.droppable)} more of the file's pages stay until the system needs the room"
 
 
 def _why_model(found, wishes):
