@@ -19,7 +19,7 @@ DOWN = {"url": "https://hub.example", "answers": False, "error": "timed out"}
 
 def plan(sources, present=(), disk=100_000, for_deploy=True, **settings):
     found = {
-        "cpu": {"count": 2, "flags": []},
+        "cpu": {"count": 2, "flags": ["avx2"]},
         "ram_mib": 24000,
         "ram_available_mib": 23000,
         "disk": {"path": "/var", "free_mib": disk},
@@ -150,3 +150,11 @@ def test_wrong_own_entries(entry, message):
     with pytest.raises(PlanError) as caught:
         plan({}, models={"mine": entry})
     assert message in str(caught.value)
+
+
+def test_a_cpu_that_llama_servers_program_does_not_suit_gets_ollama():
+    answers = {"modelscope": UP, "huggingface": UP}
+    found = plan(answers, llamacpp_cpu_flags=["avx2", "avx512f", "avx_vnni"])
+    assert found["engine"] == "ollama"
+    assert "its CPU lacks avx512f, avx_vnni, which the pinned program" in str(found["reasons"])
+    assert plan(answers, llamacpp_cpu_flags=["avx2"])["engine"] == "llamacpp"

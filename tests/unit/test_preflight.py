@@ -18,8 +18,14 @@ def preflight(repo):
 
 @pytest.fixture(scope="module")
 def rules(repo):
-    file = repo / "roles/preflight/vars/main.yml"
-    return yaml.safe_load(file.read_text(encoding="utf-8"))["__preflight_rules"]
+    def variables(role):
+        return yaml.safe_load((repo / f"roles/{role}/vars/main.yml").read_text(encoding="utf-8"))
+
+    found = variables("preflight")["__preflight_rules"]
+    needs = found["engines"]["llamacpp"]
+    assert needs["cpu_flags"] == "{{ __plan_llamacpp_cpu_flags }}"
+    needs["cpu_flags"] = variables("plan")["__plan_llamacpp_cpu_flags"]
+    return found
 
 
 @pytest.fixture

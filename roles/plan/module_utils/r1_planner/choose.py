@@ -20,6 +20,11 @@ def engines(hardware, wishes, for_deploy):
     """Return (engines in order of preference, reasons)."""
     if wishes.engine != "auto":
         return (wishes.engine,), [f"engine: {ENGINE_NAMES[wishes.engine]}, as you set it."]
+    if not hardware.gpus and hardware.cpu_lacks:
+        return ("ollama",), [
+            "engine: Ollama, because the host has no NVIDIA GPU and its CPU lacks "
+            f"{', '.join(hardware.cpu_lacks)}, which the pinned program of llama.cpp uses."
+        ]
     if not hardware.gpus:
         return ("llamacpp",), [
             "engine: llama.cpp, because there is no NVIDIA GPU to use, which vLLM and SGLang need; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import cards
 from .units import GIB, MIB, PlanError
@@ -39,6 +39,7 @@ class Hardware:
     disk_free: int | None = None
     nodes: int = 1
     cpu_bandwidth: float = 0
+    cpu_lacks: tuple = ()  # instructions that llama-server's program uses and the CPU does not have
     notes: tuple = field(default=())
 
     @property
@@ -109,12 +110,16 @@ def hardware_from(source, bandwidth=None, nodes=1):
     kept, notes = equal_cards(found)
     speed = float(source.get("memory_bandwidth_gb_s") or bandwidth or 0)
     speed = speed or min(CPU_GBS_PER_CORE * cpus, CPU_GBS_AT_MOST)
-    return Hardware(kept, ram * MIB, cpus, disk, nodes, speed, notes)
+    return Hardware(kept, ram * MIB, cpus, disk, nodes, speed, notes=notes)
 
 
-def from_inspection(found, bandwidth=None, nodes=1):
-    """Return Hardware from the result of inspect_host."""
-    return hardware_from(
+def from_inspection(found, bandwidth=None, nodes=1, llamacpp_cpu_flags=()):
+    """Return Hardware from the result of inspect_host.
+
+    llamacpp_cpu_flags: names from /proc/cpuinfo of what llama-server's program needs.
+    """
+    flags = (found.get("cpu") or {}).get("flags") or llamacpp_cpu_flags
+    hardware = hardware_from(
         {
             "gpus": found.get("gpus") or [],
             "ram_mib": found["ram_mib"],
@@ -124,6 +129,7 @@ def from_inspection(found, bandwidth=None, nodes=1):
         bandwidth,
         nodes,
     )
+    return replace(hardware, cpu_lacks=tuple(f for f in llamacpp_cpu_flags if f not in flags))
 
 
 def equal_cards(gpus):

@@ -41,7 +41,8 @@ def _hardware(settings, inspection):
         return hw.hardware_from(settings["plan_hardware"], bandwidth, nodes)
     if not inspection:
         raise PlanError("plan_hardware: is not set and the host was not looked at.")
-    return hw.from_inspection(inspection, bandwidth, nodes)
+    flags = settings.get("llamacpp_cpu_flags") or ()
+    return hw.from_inspection(inspection, bandwidth, nodes, flags)
 
 
 class _Plan:
