@@ -50,13 +50,30 @@ class Machine:
 
     def __init__(self, recipe: image.Recipe, *options: str):
         engine.ensure()
-        self.name = f"{LABEL}-{recipe.name}-{uuid.uuid4().hex[:6]}"
-        tag = image.ensure(recipe)
+        self._start(recipe.name, image.ensure(recipe), *options)
+        self._reach_the_registries()
+
+    def _start(self, host_name: str, tag: str, *options: str) -> None:
+        self.name = f"{LABEL}-{host_name}-{uuid.uuid4().hex[:6]}"
+        self.host_name, self.options = host_name, options
         self.environment = debian.environment()
         # /run is empty after a restart, as on a machine; --init reaps what has no parent.
-        run("docker", "run", "--detach", "--init", "--name", self.name, "--hostname", recipe.name,
+        run("docker", "run", "--detach", "--init", "--name", self.name, "--hostname", host_name,
             "--label", LABEL, "--tmpfs", "/run:exec,mode=755", *options, tag)  # fmt: skip
-        self._reach_the_registries()
+
+    @contextlib.contextmanager
+    def copies(self):
+        """Give a function that makes machines with this one's disk as it is now."""
+        tag = f"{image.REPOSITORY}/snapshot:{uuid.uuid4().hex[:6]}"
+        run("docker", "commit", self.name, tag)
+
+        def copy() -> Machine:
+            machine = Machine.__new__(Machine)
+            machine._start(self.host_name, tag, *self.options)
+            return machine
+
+        yield copy
+        run("docker", "rmi", tag, check=False)
 
     def __enter__(self) -> "Machine":
         return self

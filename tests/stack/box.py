@@ -45,14 +45,16 @@ class Run:
 
 
 class Box:
-    def __init__(self, machine: Machine, repo: Path):
+    def __init__(self, machine: Machine, repo: Path | None = None):
+        """Put a clone of the repository on the machine, unless it has one."""
         self.machine = machine
-        held = machine.clone(repo, CLONE)
+        if repo:
+            held = machine.clone(repo, CLONE)
+            say(f"the clone on {machine.name} is {held}")
         self.engine: str | None = None  # what is deployed now
         self.first_deploy: Run | None = None
         self.bare = machine.listing()
         self.bare_packages = self.packages()
-        say(f"the clone on {machine.name} is {held}")
 
     def play(self, title: str, command: str, **options) -> Run:
         result = self.machine.run(command, cwd=CLONE, **options)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from hosts import image, machine, shell  # noqa: E402
 def _show_steps(pytestconfig):
     """Steps and their seconds are shown while the tests run, whatever pytest captures."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    one_at_a_time = threading.Lock()
 
     def show(text: str) -> None:
-        with capture.global_and_fixture_disabled():
+        with one_at_a_time, capture.global_and_fixture_disabled():
             print(f"\n  {text}", end="", flush=True)
 
     shell.show = show
