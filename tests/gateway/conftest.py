@@ -17,12 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gateway_parts import ENGINE_KEY, KEYS, USER, Role
-
-
-def listens(port: int, address: str = "127.0.0.1") -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((address, port)) == 0
+from gateway_parts import ENGINE_KEY, KEYS, USER, Role, listens
 
 
 class Answer(SimpleNamespace):

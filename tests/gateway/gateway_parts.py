@@ -3,6 +3,7 @@
 import getpass
 import grp
 import os
+import socket
 from pathlib import Path
 
 from ansible.parsing.dataloader import DataLoader
@@ -24,6 +25,11 @@ PLAN = {
     "precision": "q4_k_m",
     "download": {"files": [{"path": "tiny-r1.gguf", "bytes": 1, "sha256": "00"}]},
 }
+
+
+def listens(port: int, address: str = "127.0.0.1") -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
 
 
 class Role:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -17,7 +18,7 @@ from types import SimpleNamespace
 import openai
 import pytest
 import yaml
-from gateway_parts import ENGINE_KEY, GROUP, KEYS, REPO, USER, Role
+from gateway_parts import ENGINE_KEY, GROUP, KEYS, REPO, USER, Role, listens
 
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 
@@ -29,6 +30,7 @@ def role(paths, **settings) -> Role:
 
 def checked(gateway: Role, tmp_path) -> subprocess.CompletedProcess:
     """Run the role's own validation on its own configuration."""
+    gateway.write()
     config = tmp_path / "tested.conf"
     config.write_text(gateway.rendered("nginx.conf.j2"))
     argv = shlex.split(gateway.variable("__gateway_test").replace("%s", str(config)))
@@ -135,39 +137,43 @@ def test_quit_ends_the_gateway(start_gateway, stand_in, paths):
     assert not Path(paths["r1_run"], "gateway/nginx.pid").exists()
 
 
+@pytest.fixture
+def open_folder():
+    """A folder that every user can enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_runs_without_root_on_a_low_port(paths, tmp_path, background, free_port):
+def test_runs_without_root_on_a_low_port(open_folder, background, free_port):
     """As the supervisor starts it: another user, no privilege but that of the port."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder != Path("/tmp"):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    gateway = role(paths, gateway_port=free_port(), gateway_address="127.0.0.1")
+    port = next(port for port in range(1023, 512, -1) if not listens(port))
+    gateway = role(
+        {"r1_etc": str(open_folder / "etc"), "r1_run": str(open_folder / "run")},
+        gateway_port=port,
+        gateway_address="127.0.0.1",
+        engine_port=free_port(),
+    )
     gateway.write()
-    shutil.chown(tmp_path / "run/gateway", "nobody", "nogroup")
-    for path in (tmp_path / "etc/gateway").iterdir():
+    (open_folder / "run/gateway").mkdir(parents=True)
+    shutil.chown(open_folder / "run/gateway", "nobody", "nogroup")
+    for path in (open_folder / "etc/gateway").iterdir():
         shutil.chown(path, "root", "nogroup")
     drop = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--no-new-privs"]
     capability = "-all,+net_bind_service"
     drop += [f"--inh-caps={capability}", f"--ambient-caps={capability}", "--"]
-    port = 879
-    gateway.variables["gateway_port"] = port
-    gateway.write()
-    url = f"http://127.0.0.1:{port}/healthz"
-
-    def ready():
-        try:
-            urllib.request.urlopen(url, timeout=1)
-        except urllib.error.HTTPError as error:
-            return error.code == 503
-        except OSError:
-            return False
-
-    process = background([*drop, *gateway.service()["command"]], ready=ready, user=0)
-    children = subprocess.run(
+    process = background([*drop, *gateway.service()["command"]], ready=lambda: listens(port))
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5)
+    assert caught.value.code == 503
+    workers = subprocess.run(
         ["ps", "-o", "user=", "--ppid", str(process.pid)], capture_output=True, text=True
     ).stdout.split()
-    assert set(children) == {"nobody"}
-    assert "warn" not in process.log.read_text() and "alert" not in process.log.read_text()
+    assert set(workers) == {"nobody"}
+    assert "[warn]" not in process.log.read_text()
+    assert "[alert]" not in process.log.read_text()
 
 
 def play(tmp_path, paths, *extra, **settings) -> str:

@@ -76,22 +76,20 @@ function cache.get(key)
     return value, "HIT"
 end
 
-local function put(premature, key, value)
-    if not premature then
-        local ok, err = redis.ask("SET", key, value, "EX", settings.ttl)
+-- Begins to store an answer. Call it before the client gets the answer, so that its next request
+-- finds it, and the function it returns after that, so that nobody waits for Redis's reply.
+function cache.put(key, value)
+    if #value > settings.max_bytes then
+        return function() end
+    end
+    local sock, err = redis.send("SET", key, value, "EX", settings.ttl)
+    return function()
+        local ok
+        if sock then
+            ok, err = redis.finish(sock)
+        end
         if not ok then
             broken(err)
-        end
-    end
-end
-
--- Stores while the client gets its answer, which never waits for Redis. A client that left before
--- the answer was complete has ended its request, so nothing comes here.
-function cache.put(key, value)
-    if #value <= settings.max_bytes then
-        local ok, err = ngx.timer.at(0, put, key, value)
-        if not ok then
-            ngx.log(ngx.WARN, "an answer was not stored: ", err)
         end
     end
 end

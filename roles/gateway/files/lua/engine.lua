@@ -10,6 +10,20 @@ end
 
 local PIECE = 65536
 
+-- What has arrived, up to `most` bytes.
+local function receive(sock, most)
+    if sock.receiveany then
+        return sock:receiveany(most)
+    end
+    -- Before 0.10.14 (Ubuntu 22.04) there is only waiting for all. Streams come in small chunks,
+    -- so that makes no difference to them.
+    local bytes, err, part = sock:receive(most)
+    if not bytes and part and part ~= "" then
+        return part
+    end
+    return bytes, err
+end
+
 local function chunked(sock)
     local left, first = 0, true
     return function()
@@ -27,7 +41,7 @@ local function chunked(sock)
                 return nil
             end
         end
-        local bytes, err = sock:receiveany(math.min(left, PIECE))
+        local bytes, err = receive(sock, math.min(left, PIECE))
         if not bytes then
             return nil, err
         end
@@ -41,7 +55,7 @@ local function counted(sock, left)
         if left == 0 then
             return nil
         end
-        local bytes, err = sock:receiveany(math.min(left, PIECE))
+        local bytes, err = receive(sock, math.min(left, PIECE))
         if not bytes then
             return nil, err
         end
@@ -52,7 +66,7 @@ end
 
 local function until_close(sock)
     return function()
-        local bytes, err = sock:receiveany(PIECE)
+        local bytes, err = receive(sock, PIECE)
         if not bytes then
             return nil, err ~= "closed" and err or nil
         end

@@ -114,13 +114,15 @@ function json.array(text, at)
     return elements
 end
 
--- Where the value of `key` starts in the object at `at`.
+-- Where the value of `key` lies in the object at `at`; of several, the last, as cjson has it.
 function json.member(text, at, key)
+    local from, to
     for _, member in ipairs(json.object(text, at) or {}) do
         if member.key == key then
-            return member.from, member.to
+            from, to = member.from, member.to
         end
     end
+    return from, to
 end
 
 -- Adds to `edits` what sets the members `changes` ({key = raw JSON}) of the object at `at`.

@@ -15,7 +15,9 @@ function limit.wait(client)
         return nil
     end
     local now = ngx.time()
-    local count = counts:incr(client .. ":" .. math.floor(now / 60), 1, 0, 120)
+    local minute = client .. ":" .. math.floor(now / 60)
+    counts:add(minute, 0, 120)
+    local count = counts:incr(minute, 1)
     if count and count > per_minute then
         return 60 - now % 60
     end

@@ -148,10 +148,13 @@ local function relay(request, route, key)
     if route.choices then
         body, complete = answer.whole(body)
     end
-    if complete and key and response.status == 200 then
-        cache.put(key, body)
+    if not (complete and key and response.status == 200) then
+        return send(body)
     end
+    local finish = cache.put(key, body)
     send(body)
+    ngx.eof()
+    finish()
 end
 
 function main.serve()

@@ -63,7 +63,7 @@ function metrics.log()
         address = var.remote_addr,
         client = ctx.client,
         method = var.request_method,
-        path = (var.uri or ""):sub(1, 200),
+        path = (var.uri or ""):sub(1, 200):gsub("[\128-\255]", "?"),
         status = tonumber(var.status),
         bytes = tonumber(var.bytes_sent),
         seconds = tonumber(var.request_time),
