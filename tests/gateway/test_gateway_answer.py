@@ -1,6 +1,7 @@
 """One answer format and one error format, whichever engine serves."""
 
 import json
+import random
 from pathlib import Path
 
 import openai
@@ -175,6 +176,36 @@ def test_only_what_must_change_changes(start_gateway, stand_in):
     for content, more, content_after, more_after in CHANGES:
         stand_in.says(ODD % (content, more))
         assert gateway.chat().body.decode() == ODD % (content_after, more_after)
+
+
+def random_value(dice: random.Random, depth=3):
+    kind = dice.randrange(8 if depth else 5)
+    if kind == 0:
+        return dice.choice([None, True, False, 0, -1.5e-7, 2**70, 0.1])
+    if kind < 5:
+        alphabet = '"\\{}[]:,/<> \n\t\u0000é…😀ab'
+        return "".join(dice.choices(alphabet, k=dice.randrange(12)))
+    if kind < 7:
+        return [random_value(dice, depth - 1) for _ in range(dice.randrange(4))]
+    keys = ["content", "reasoning", "message", "choices", "x", 'q"', "\\"]
+    return {dice.choice(keys): random_value(dice, depth - 1) for _ in range(dice.randrange(4))}
+
+
+def test_random_answers(start_gateway, stand_in):
+    """Odd strings and nesting around what changes: the rest must come out as it went in."""
+    dice = random.Random(20)
+    gateway = start_gateway(stand_in.port)
+    for _ in range(300):
+        choices = []
+        for _ in range(dice.randrange(1, 4)):
+            message = {"x": random_value(dice), "content": "a", "reasoning": f"{dice.random()}\\"}
+            choices.append({"y": random_value(dice), "message": message, "z": random_value(dice)})
+        answer = {"a": random_value(dice), "choices": choices, "b": random_value(dice)}
+        indent, ascii_only = dice.choice([None, 1]), dice.choice([True, False])
+        stand_in.says(json.dumps(answer, indent=indent, ensure_ascii=ascii_only))
+        for choice in choices:
+            choice["message"]["reasoning_content"] = choice["message"]["reasoning"]
+        assert gateway.chat().json() == answer
 
 
 def test_leaked_token_in_a_stream(start_gateway, stand_in):

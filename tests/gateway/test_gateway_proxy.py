@@ -1,6 +1,7 @@
 """What a client gets from a real engine through the gateway, and what the engine sees."""
 
 import json
+import socket
 import time
 import urllib.request
 
@@ -87,6 +88,32 @@ def test_stream_is_not_buffered(start_gateway, stand_in):
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["X-Cache"] == "BYPASS"
     assert times[0] < 0.4 < 0.6 < times[1] < 1.1 < times[2]
+
+
+def test_stream_does_not_wait_for_the_client_to_acknowledge(start_gateway, stand_in):
+    event = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+    stand_in.streams(*[event] * 100, b"data: [DONE]\n\n")
+    gateway = start_gateway(stand_in.port)
+    arrivals = 0
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"
+            b"Authorization: Bearer key-of-default\r\n\r\n{}"
+        )
+        received = b""
+        while b"[DONE]" not in received:
+            # As over a real network: the kernel acknowledges after 40 ms, not at once.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            received += connection.recv(65536)
+            arrivals += 1
+    assert arrivals > 60  # about 30 where small packets wait
+
+
+def test_broken_json_is_the_clients_fault(gateway):
+    for body in (b'{"messages":', b"{", b"nonsense"):
+        answer = gateway.ask("/v1/chat/completions", body)
+        assert answer.status == 400
+        assert "not valid JSON" in answer.error["message"]
 
 
 def test_engine_gets_its_own_key_and_the_same_bytes(start_gateway, stand_in):

@@ -79,12 +79,17 @@ local function send(body)
     ngx.print(body)
 end
 
-local function refuse_as_engine(response)
+local function refuse_as_engine(response, request)
     local given = errors.read(engine.collect(response) or "")
     local status = response.status
     if status == 401 or status == 403 or status < 400 then
         ngx.log(ngx.ERR, "the engine answered ", status, ": ", given.message)
         return errors.send(502, {message = "The engine refuses the gateway (" .. status .. ")."})
+    elseif status == 500 and (request.content_type or ""):find("json", 1, true)
+        and not pcall(cjson.decode, request.body) then
+        -- llama.cpp calls it its own failure, which clients would try again.
+        return errors.send(400, {message = "The body is not valid JSON: "
+            .. tostring(given.message)})
     end
     return errors.send(status, given)
 end
@@ -127,7 +132,7 @@ local function relay(request, route, key)
     if not response then
         return errors.send(fail(err))
     elseif response.status >= 300 then
-        return refuse_as_engine(response)
+        return refuse_as_engine(response, request)
     end
     ngx.status = response.status
     if response.type:find("text/event-stream", 1, true) then
