@@ -80,10 +80,16 @@ class Gateway:
         connection.request("POST", path, json.dumps(body), headers)
         return connection, connection.getresponse() if read else None
 
-    def log(self) -> list[dict]:
-        """The access log's lines so far."""
-        lines = self.process.log.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+    def log(self, lines: int = 1) -> list[dict]:
+        """The access log, once it has so many lines: each is written after its answer."""
+        deadline = time.monotonic() + 3
+        while True:
+            text = self.process.log.read_text().splitlines()
+            found = [json.loads(line) for line in text if line.startswith("{")]
+            if len(found) >= lines:
+                return found
+            assert time.monotonic() < deadline, text
+            time.sleep(0.02)
 
     def raw(self, data: bytes) -> bytes:
         """Send bytes as they are, return all that comes back."""
