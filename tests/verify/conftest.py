@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-KEY = "k" * 40
+KEY = "b7Qx9TzLr2mWc5VnKp8sHd4fJgY6uEa3"
 MODEL = "tiny-r1"
 THOUGHT = "The user asks for the sum of 2 and 2. 2+2 equals 4."
 TEXT = "2 + 2 = 4."
@@ -136,6 +136,7 @@ def stand_in():
     """Stand-in for gateway and engine: its attribute `faults` says what it does wrong."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.faults, server.cache = {}, {}
+    server.key = KEY
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     yield server
@@ -189,6 +190,7 @@ def deployed(clone):
     }.items():
         (clone / path).parent.mkdir(parents=True)
         (clone / path).write_text(text)
+        (clone / path).chmod(0o600)
     return clone
 
 

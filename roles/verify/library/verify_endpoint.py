@@ -2,9 +2,11 @@
 """Prove a deployed endpoint through its users' door."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import ipaddress
 import json
+import os
 import random
 import re
 import socket
@@ -121,6 +123,9 @@ checks:
 LEAK = re.compile(r"</?think>|<[|｜][^<>|｜]{1,40}[|｜]>")
 # A gateway that refuses connections for this long is not merely starting.
 UNREACHABLE_AFTER = 20
+# A tiny model's stream is over within 50 ms. On a busy machine this program may not run in that
+# time and then finds all of it at once, so one such try proves nothing.
+SHORT_STREAM_TRIES = 10
 
 
 ARGUMENTS = {
@@ -507,6 +512,20 @@ def read_stream(visit, seed):
     return asked, events
 
 
+@contextlib.contextmanager
+def woken_at_once():
+    """Let no busy neighbour come between an arrival and its time, where this process may ask so."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except (AttributeError, OSError):  # not Linux, not root
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def arrivals(events):
     """How many times something came in: one network read's events are handled within 0.1 ms."""
     times = [seconds for seconds, delta in events]
@@ -527,13 +546,14 @@ def is_streamed(events):
 
 
 def check_stream(visit):
-    # On a busy machine one try says little about a stream that is over within a second.
-    for attempt in (1, 2, 3):
-        asked, events = read_stream(visit, visit.seed + attempt)
-        if is_streamed(events) or events[-1][0] > 1:
+    for attempt in range(1, SHORT_STREAM_TRIES + 1):
+        with woken_at_once():
+            asked, events = read_stream(visit, visit.seed + attempt)
+        if is_streamed(events) or events[-1][0] > 1 or attempt == SHORT_STREAM_TRIES:
             break
+        time.sleep(0.3)
     told = (
-        f"{len(events)} events in {arrivals(events)} arrivals, "
+        f"{len(events)} events, {arrivals(events)} of them apart, "
         f"the first after {events[0][0]:.3f} s, the last after {events[-1][0]:.3f} s"
     )
     if not is_streamed(events):
