@@ -8,6 +8,7 @@ local engine = require "gateway.engine"
 local errors = require "gateway.errors"
 local health = require "gateway.health"
 local limit = require "gateway.limit"
+local ollama = require "gateway.ollama"
 local redis = require "gateway.redis"
 
 local main = {}
@@ -46,6 +47,7 @@ function main.init(settings, secrets_file)
     engine.init(settings.engine)
     health.init(settings.engine.health)
     limit.init(settings.rate_limit)
+    ollama.init(settings.ollama)
     redis.init(settings.redis)
     cache.init(settings.cache)
 end
@@ -197,6 +199,15 @@ function main.serve()
     ngx.header["X-Cache"] = ctx.cache
     if stored then
         return send(stored)
+    end
+    if route.choices then
+        local problem
+        body, problem = ollama.prepare(body)
+        if not body then
+            return errors.send(400, {
+                message = problem, code = "context_length_exceeded", param = "messages",
+            })
+        end
     end
     return relay({
         method = route.method,

@@ -1,0 +1,102 @@
+-- What Ollama's OpenAI route does otherwise than a client may expect: it puts its own sampling in
+-- the place of the model's, and it cuts a prompt that is longer than the context without a word.
+
+local cjson = require "cjson.safe"
+local engine = require "gateway.engine"
+local errors = require "gateway.errors"
+local json = require "gateway.json"
+
+local ollama = {}
+local settings
+
+-- given: {context (tokens), sampling ({name = value})}; empty for another engine.
+function ollama.init(given)
+    settings = next(given) and given
+end
+
+-- The body with the model's own sampling where the client asked for none.
+local function with_sampling(body)
+    local members, close = json.object(body)
+    if not members then
+        return body
+    end
+    local given, missing = {}, {}
+    for _, member in ipairs(members) do
+        given[member.key] = true
+    end
+    for name, value in pairs(settings.sampling) do
+        if not given[name] then
+            missing[#missing + 1] = ('"%s":%s'):format(name, cjson.encode(value))
+        end
+    end
+    if #members > 0 and #missing > 0 then
+        missing[1] = "," .. missing[1]
+    end
+    return body:sub(1, close - 1) .. table.concat(missing, ",") .. body:sub(close)
+end
+
+-- A message's text: Ollama's own route takes no list of parts.
+local function text_of(content)
+    if type(content) ~= "table" then
+        return type(content) == "string" and content or ""
+    end
+    local parts = {}
+    for _, part in ipairs(content) do
+        parts[#parts + 1] = type(part) == "table" and part.text or nil
+    end
+    return table.concat(parts, "\n")
+end
+
+-- The question in the words of Ollama's own route, which can say "too long".
+local function native(body)
+    local asked = cjson.decode(body)
+    if type(asked) ~= "table" then
+        return nil
+    end
+    local request = {
+        model = asked.model, truncate = false, stream = false, options = {num_predict = 1},
+    }
+    if type(asked.messages) == "table" then
+        request.messages = {}
+        for i, message in ipairs(asked.messages) do
+            request.messages[i] = {role = message.role, content = text_of(message.content)}
+        end
+        return "/api/chat", cjson.encode(request)
+    elseif type(asked.prompt) == "string" then
+        request.prompt = asked.prompt
+        return "/api/generate", cjson.encode(request)
+    end
+end
+
+-- What Ollama says against the prompt's length, or nil. A token has at least one byte, so a body
+-- of fewer bytes than the context has tokens always fits and is not asked about. Asking costs
+-- little: the prompt is read once, the request that follows finds it read.
+local function too_long(body)
+    if #body <= settings.context then
+        return nil
+    end
+    local path, question = native(body)
+    local response = path and engine.ask({
+        method = "POST", path = path, content_type = "application/json", body = question,
+    })
+    local said = response and errors.read(engine.collect(response) or "").message
+    if response and response.status == 400 and type(said) == "string"
+        and said:find("context length", 1, true) then
+        return said
+    end
+end
+
+-- Returns the body to send, or nil and why the request cannot be answered whole.
+function ollama.prepare(body)
+    if not settings then
+        return body
+    end
+    local problem = too_long(body)
+    if problem then
+        return nil, ("The prompt is longer than the context of %d tokens: %s"):format(
+            settings.context, problem)
+    end
+    return with_sampling(body)
+end
+
+return ollama

@@ -1,0 +1,89 @@
+"""The gateway before a real Ollama: its prompts are never cut silently, its sampling is R1's."""
+
+import json
+import os
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+from gateway_parts import PLAN, REPO, listens
+
+CONTEXT = 256
+MODELFILE = """\
+FROM GGUF
+TEMPLATE \"\"\"{{ range .Messages }}<｜User｜>{{ .Content }}{{ end }}<｜Assistant｜><think>
+{{ if .Thinking }}{{ end }}\"\"\"
+PARAMETER num_ctx CONTEXT
+PARAMETER num_predict 64
+"""
+
+
+@pytest.fixture
+def ollama(background, free_port, tmp_path, tiny_gguf):
+    """A real Ollama that serves tiny-r1 with a short context; its port."""
+    built = subprocess.run(
+        [REPO / "tests/tools/build_ollama"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    program, port = Path(built.stdout.strip()), free_port()
+    environment = os.environ | {
+        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_MODELS": str(tmp_path / "models"),
+        "OLLAMA_CONTEXT_LENGTH": str(CONTEXT),
+        "HOME": str(tmp_path),
+    }
+    background([program, "serve"], ready=lambda: listens(port), env=environment)
+    (tmp_path / "Modelfile").write_text(
+        MODELFILE.replace("GGUF", str(tiny_gguf)).replace("CONTEXT", str(CONTEXT))
+    )
+    create = [program, "create", "tiny-r1", "-f", tmp_path / "Modelfile"]
+    subprocess.run(create, check=True, env=environment, capture_output=True)
+    return port
+
+
+@pytest.fixture
+def gateway(start_gateway, redis, ollama):
+    plan = PLAN | {"engine": "ollama", "max_model_len": CONTEXT}
+    return start_gateway(ollama, plan_result=plan)
+
+
+def question(text):
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 64}
+
+
+def test_a_prompt_longer_than_the_context_is_refused(gateway, ollama):
+    long = question("Hello " * 2 * CONTEXT)
+    error = gateway.chat(**long)
+    assert error.status == 400
+    assert error.json()["error"]["code"] == "context_length_exceeded"
+    assert error.json()["error"]["message"].startswith(
+        f"The prompt is longer than the context of {CONTEXT} tokens: "
+    )
+    # What Ollama itself does with it: an answer to a part of the question.
+    body = json.dumps({"model": "tiny-r1", **long}).encode()
+    bare = f"http://127.0.0.1:{ollama}/v1/chat/completions"
+    with urllib.request.urlopen(bare, data=body) as answer:
+        assert json.load(answer)["usage"]["prompt_tokens"] <= CONTEXT
+
+
+def test_a_prompt_of_more_bytes_but_fewer_tokens_is_answered(gateway):
+    text = "What is 2+2?"
+    parts = [{"type": "text", "text": text}]
+    answer = gateway.chat(
+        messages=[{"role": "user", "content": parts}], max_tokens=64, user="u" * 2 * CONTEXT
+    )
+    assert answer.json()["choices"][0]["message"]["content"].strip() == "2 + 2 = 4."
+
+
+def test_r1s_sampling_where_the_client_sends_none(start_gateway, stand_in):
+    stand_in.says('{"choices":[]}')
+    plan = PLAN | {"engine": "ollama", "max_model_len": 4096}
+    gateway = start_gateway(stand_in.port, plan_result=plan)
+    for asked, sent in (
+        ({}, {"temperature": 0.6, "top_p": 0.95}),
+        ({"temperature": 0}, {"temperature": 0, "top_p": 0.95}),
+        ({"temperature": 1, "top_p": 1}, {"temperature": 1, "top_p": 1}),
+    ):
+        gateway.chat(messages=[], **asked)
+        _head, body = stand_in.requests.pop()
+        assert json.loads(body) == {"model": "tiny-r1", "messages": []} | sent
