@@ -19,7 +19,7 @@ def run(*argv, check=True, **popen) -> str:
         [str(part) for part in argv], capture_output=True, text=True, check=False, **popen
     )
     if check and done.returncode:
-        said = (done.stdout + done.stderr)[-3000:]
+        said = (done.stdout + done.stderr)[-6000:]
         raise HostError(f"exit {done.returncode} of: {' '.join(map(str, argv))}\n{said}")
     return done.stdout
 

@@ -69,8 +69,8 @@ class Box:
     def deploy_command(self, args: str = "") -> str:
         return f"make deploy ARGS='{NO_HUB} {args}'"
 
-    def deploy(self, title: str = "make deploy", args: str = "") -> Run:
-        return self.play(title, self.deploy_command(args))
+    def deploy(self, title: str, args: str = "", **options) -> Run:
+        return self.play(title, self.deploy_command(args), **options)
 
     def want(self, engine: str, args: str = "") -> Run | None:
         """Have this engine deployed, whatever the test before left."""

@@ -27,6 +27,8 @@ def test_a_newer_python_works(repo, tmp_path):
     python = newer_python()
     if not python:
         pytest.skip("no Python 3.12 or newer on this machine; ansible-core 2.21 is not tested")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)  # some tests run as another user, who must be able to read the clone
     copy = tmp_path / "clone"
     clone.make(repo, copy)
     environment = {**os.environ, "PYTHON": python}
