@@ -1,4 +1,4 @@
-"""Parts that more than one test needs: real programs at pinned versions, free ports, the tiny model."""
+"""What more than one test needs: real programs at pinned versions, free ports, the tiny model."""
 
 import socket
 import subprocess

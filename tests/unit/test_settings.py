@@ -38,6 +38,10 @@ def specs(checks, repo):
         ("model_sources", ["huggingface"]),
         ("huggingface_endpoint", "http://127.0.0.1:9000/hub"),
         ("api_keys", ["alice", "batch-jobs"]),
+        ("gateway_tls", False),  # a bare `off` in YAML
+        ("gateway_max_body", "512k"),
+        ("gateway_address", "::1"),
+        ("gateway_metrics_allow", ["10.0.0.0/8", "192.168.1.2"]),
     ],
 )
 def test_right_values(checks, specs, name, value):
@@ -62,6 +66,11 @@ def test_right_values(checks, specs, name, value):
         ("data_path", "models", "not a folder", "absolute path"),
         ("data_path", "/my disk", "not a folder", "letters, digits"),
         ("ollama_registry", "registry.ollama.ai", "not a URL", "https://HOST"),
+        ("gateway_max_body", "10 MB", "not a size", "10m"),
+        ("redis_maxmemory", "lots", "not a size", "256mb"),
+        ("gateway_read_timeout", 0, "not above 0", "seconds"),
+        ("gateway_address", "eth0", "not an IP address", "0.0.0.0"),
+        ("gateway_metrics_allow", ["the office"], "more than networks", "10.0.0.0/8"),
         ("api_keys", "alice", "is text, not a list", '{"api_keys": ...}'),
         ("api_keys", [], "names no client", "[default]"),
         ("api_keys", ["a", "a"], "names a client twice", "once"),

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: folders
 short_description: Make many folders in one call
@@ -40,21 +44,17 @@ changes:
   returned: always
 """
 
-import os
-
-from ansible.module_utils.basic import AnsibleModule
-
 
 def ensure(module, folder):
     """Make one folder and set its attributes; return whether anything changed."""
-    made = not os.path.isdir(folder["path"])
+    made = not Path(folder["path"]).is_dir()
     if made and module.check_mode:
         return True
     if made:
         try:
-            os.mkdir(folder["path"], 0o700)
+            Path(folder["path"]).mkdir(mode=0o700)
         except OSError as error:
-            module.fail_json(msg="cannot make the folder %s: %s" % (folder["path"], error))
+            module.fail_json(msg=f"cannot make the folder {folder['path']}: {error}")
     wanted = dict(folder, selevel=None, serole=None, setype=None, seuser=None, attributes=None)
     attributes = module.load_file_common_arguments(wanted)
     return module.set_fs_attributes_if_different(attributes, made)

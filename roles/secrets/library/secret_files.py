@@ -3,6 +3,13 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: secret_files
 short_description: Make random secrets once, one file each
@@ -44,27 +51,17 @@ values:
   returned: always
 """
 
-import os
-import secrets
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-
 
 def read(path):
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return stream.read().strip()
-    except FileNotFoundError:
-        return ""
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def write(path, value):
     """Put the secret in place in one step, so that a killed run leaves no half of it."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))  # mode 0600
+    handle, temporary = tempfile.mkstemp(dir=path.parent)  # mode 0600
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         stream.write(value + "\n")
-    os.replace(temporary, path)
+    Path(temporary).replace(path)
 
 
 def main():
@@ -76,16 +73,16 @@ def main():
         },
         supports_check_mode=True,
     )
-    folder = module.params["path"]
+    folder = Path(module.params["path"])
     if not module.check_mode:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     values, made = {}, []
     for name in module.params["names"]:
-        path = os.path.join(folder, name)
+        path = folder / name
         values[name] = read(path)
         if not values[name]:
             values[name] = module.params["prefix"] + secrets.token_urlsafe(32)
-            made.append(path)
+            made.append(str(path))
             if not module.check_mode:
                 write(path, values[name])
     module.exit_json(changed=bool(made), values=values, made=made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import ipaddress
 import re
 import stat
 from pathlib import Path
@@ -40,6 +41,17 @@ AUTO_OR_COUNT = {
     "pipeline_parallel_size",
 }
 URLS = {"modelscope_endpoint", "huggingface_endpoint", "ollama_registry"}
+# name: (pattern of the whole value, what is wrong, what to give)
+FORMS = {
+    "gateway_max_body": (r"\d+[kKmMgG]?", "is not a size", "give a number with k, m or g: 10m"),
+    "redis_maxmemory": (
+        r"\d+[kKmMgG][bB]",
+        "is not a size",
+        "give a number with kb, mb or gb: 256mb",
+    ),
+    "gateway_read_timeout": (r"[1-9]\d*", "is not above 0", "give seconds, 600 or more"),
+}
+ADDRESSES = {"gateway_address", "gateway_engine_address"}
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SECRET_NAME = re.compile(r"key|secret|token|passw", re.IGNORECASE)
 PLAIN_PATH = re.compile(r"/[\w.+@=/-]*[\w.+@=-]/?")
@@ -108,6 +120,8 @@ def check_value(name, value, spec) -> tuple[str, str] | None:
             f"is text, not {KINDS[kind]}",
             f"write it in the inventory, or as JSON: -e '{{\"{name}\": ...}}'",
         )
+    if value is False and "off" in (choices or ()):
+        return None  # YAML reads a bare `off` as false
     if choices and kind == "str" and str(value) not in choices:
         close = nearest(value, choices)
         return (
@@ -138,11 +152,28 @@ def check_range(name, value, kind) -> tuple[str, str] | None:
             "is not a folder this project can have for itself",
             "give an absolute path below /, of letters, digits and . _ + @ = -",
         )
+    elif name in FORMS:
+        pattern, what, fix = FORMS[name]
+        if not re.fullmatch(pattern, str(value)):
+            return what, fix
+    elif name in ADDRESSES:
+        if not is_address(value, ipaddress.ip_address):
+            return "is not an IP address", "give one, such as 127.0.0.1, 0.0.0.0 or ::"
+    elif name == "gateway_metrics_allow":
+        if not all(is_address(network, ipaddress.ip_network) for network in value):
+            return "holds more than networks", "give addresses or networks: [10.0.0.0/8]"
     elif name == "api_keys":
         return check_clients(value)
     elif name == "plan_hardware":
         return check_hardware(value)
     return None
+
+
+def is_address(value, kind) -> bool:
+    try:
+        return bool(kind(str(value)))
+    except ValueError:
+        return False
 
 
 def check_clients(clients) -> tuple[str, str] | None:
@@ -229,12 +260,14 @@ def contradictions(settings: dict, host: str) -> list[str]:
 
     if value("gateway_tls") == "own":
         for name in ("gateway_tls_certificate", "gateway_tls_key"):
-            if not value(name):
-                clash(
-                    name,
-                    "is empty while gateway_tls is own",
-                    f"set {name} to a file on the controller",
-                )
+            file = value(name)
+            if not file:
+                what = "is empty while gateway_tls is own"
+            elif not Path(file).is_file():
+                what = "is not a file on the controller"
+            else:
+                continue
+            clash(name, what, f"set {name} to a PEM file on the controller")
 
     ports = {}
     for name in sorted(name for name in settings if name.endswith("_port")):

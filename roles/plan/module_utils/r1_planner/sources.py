@@ -80,6 +80,7 @@ def download_of(model, precision, source):
 
 
 def disk_bytes(download, engine):
-    """Disk to keep free: the files, 5 % and 512 MiB; Ollama copies a file it did not pull."""
-    copies = 2 if engine == "ollama" and download["source"] != "ollama" else 1
+    """Disk to keep free: the files, 5 % and 512 MiB. Ollama links GGUF files, converts others."""
+    linked = all(item["path"].endswith(".gguf") for item in download["files"])
+    copies = 2 if engine == "ollama" and not linked else 1
     return int(download["bytes"] * copies * 1.05) + _DISK_MARGIN
