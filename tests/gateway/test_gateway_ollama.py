@@ -87,3 +87,8 @@ def test_r1s_sampling_where_the_client_sends_none(start_gateway, stand_in):
         gateway.chat(messages=[], **asked)
         _head, body = stand_in.requests.pop()
         assert json.loads(body) == {"model": "tiny-r1", "messages": []} | sent
+
+
+def test_models_have_the_names_that_requests_use(gateway):
+    assert [one["id"] for one in gateway.ask("/v1/models").json()["data"]] == ["tiny-r1"]
+    assert gateway.ask("/v1/models/tiny-r1").json()["id"] == "tiny-r1"

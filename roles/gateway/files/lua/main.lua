@@ -154,6 +154,8 @@ local function relay(request, route, key)
     local complete = false
     if route.choices then
         body, complete = answer.whole(body)
+    elseif route.method == "GET" then
+        body = ollama.plain_names(body)
     end
     if not (complete and key and response.status == 200) then
         return send(body)

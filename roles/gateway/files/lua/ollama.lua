@@ -1,5 +1,6 @@
--- What Ollama's OpenAI route does otherwise than a client may expect: it puts its own sampling in
--- the place of the model's, and it cuts a prompt that is longer than the context without a word.
+-- What Ollama's OpenAI routes do otherwise than a client may expect: they put their own sampling
+-- in the place of the model's, cut a prompt that is longer than the context without a word, and
+-- list models by names that end in `:latest`.
 
 local cjson = require "cjson.safe"
 local engine = require "gateway.engine"
@@ -97,6 +98,11 @@ function ollama.prepare(body)
             settings.context, problem)
     end
     return with_sampling(body)
+end
+
+-- The list of models, or one, by the names that requests use.
+function ollama.plain_names(body)
+    return settings and (body:gsub('("id"%s*:%s*"[^"]*):latest"', '%1"')) or body
 end
 
 return ollama

@@ -60,9 +60,9 @@ def account(model, engine, precision, hardware, wishes, dtype, gpus, context):
         return memory.Memory(size // gpus, -(-per_token // gpus), compute, 0, other, budget)
     # what was copied stays mapped from the file, and is not read again
     copied = weights.repacked_bytes(model.shape, precision)
-    other = memory.LLAMA_PROCESS
+    other = memory.OLLAMA_PROCESSES
     if engine == "llamacpp":
-        other += wishes.prompt_cache_mib * MIB
+        other = memory.LLAMA_PROCESS + wishes.prompt_cache_mib * MIB
     budget = max(0, hardware.ram - wishes.memory_reserve_mib * MIB)
     return memory.Memory(size, per_token, compute, 0, other, budget, copied)
 

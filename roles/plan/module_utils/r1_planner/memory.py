@@ -50,6 +50,8 @@ class Memory:
 LLAMA_UBATCH = 512
 # llama-server's program, libraries and tokenizer; read from a running one.
 LLAMA_PROCESS = 64 * MIB
+# Ollama's server and the runner it starts: 75 MiB read from running ones, doubled.
+OLLAMA_PROCESSES = 150 * MIB
 # On a GPU: CUDA context and cuBLAS workspace of one process.
 LLAMA_CUDA = 600 * MIB
 # Each further card of a layer split: copies of the activations in flight, uneven layers.
