@@ -280,3 +280,10 @@ def test_only_complete_models_are_present(look, tmp_path):
     write(tmp_path / "models/tiny-r1/q4_k_m/.complete", "{}")
     write(tmp_path / "models/deepseek-r1-7b/awq/model.safetensors.incomplete", "")
     assert look(data_path=str(tmp_path))["models_present"] == ["tiny-r1/q4_k_m"]
+
+
+def test_packages_and_users(look):
+    seen = look(packages=["bash", "no-such-package"], own_users="root")
+    assert seen["packages_missing"] == ["no-such-package"]
+    assert "root" in seen["users"]["root"]
+    assert look()["packages_missing"] == []

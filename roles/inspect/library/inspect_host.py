@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import platform
 import pwd
@@ -52,6 +53,11 @@ options:
     description: How names of this project's users begin.
     type: str
     default: r1-
+  packages:
+    description: Packages of the distribution to look for.
+    type: list
+    elements: str
+    default: []
   os_release:
     description: File that says which operating system this is.
     type: str
@@ -136,6 +142,15 @@ models_present:
   description: Complete models under O(data_path) as C(NAME/PRECISION).
   type: list
   elements: str
+  returned: always
+packages_missing:
+  description: Those of O(packages) that are not installed.
+  type: list
+  elements: str
+  returned: always
+users:
+  description: This project's users, each with the groups it is in.
+  type: dict
   returned: always
 problems:
   description: What could not be read, a sentence each.
@@ -427,6 +442,24 @@ def models_present(data_path):
     return sorted("/".join(mark.parts[-3:-1]) for mark in marks)
 
 
+def packages_missing(packages):
+    if not packages or not shutil.which("dpkg-query"):
+        return packages
+    argv = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\\n", *packages]
+    said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False).stdout
+    found = {line.split()[0] for line in said.splitlines() if line.endswith(" installed")}
+    return [name for name in packages if name not in found]
+
+
+def own_accounts(prefix):
+    found = {}
+    for account in pwd.getpwall():
+        if account.pw_name.startswith(prefix):
+            groups = os.getgrouplist(account.pw_name, account.pw_gid)
+            found[account.pw_name] = sorted(grp.getgrgid(group).gr_name for group in groups)
+    return found
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
@@ -440,6 +473,7 @@ def main():
                 "default": ["/etc/deepseek-r1", "/opt/deepseek-r1"],
             },
             "own_users": {"type": "str", "default": "r1-"},
+            "packages": {"type": "list", "elements": "str", "default": []},
             "os_release": {"type": "str", "default": "/etc/os-release"},
         },
         supports_check_mode=True,
@@ -481,6 +515,8 @@ def main():
         "ports": guarded(
             "ports", holders, ports, asked["own_paths"], asked["own_users"], default={}
         ),
+        "packages_missing": guarded("packages", packages_missing, asked["packages"], default=[]),
+        "users": guarded("users", own_accounts, asked["own_users"], default={}),
         "models_present": guarded("models", models_present, asked["data_path"], default=[]),
     }
     seen.update(guarded("memory", memory, default={}))
