@@ -186,7 +186,7 @@ def deployed(clone):
     """The clone after a deploy on host `local`."""
     for path, text in {
         "secrets/local/api_key": KEY + "\n",
-        "reports/local/plan.json": json.dumps(PLAN),
+        "reports/local/deployed.json": json.dumps(PLAN),
     }.items():
         (clone / path).parent.mkdir(parents=True)
         (clone / path).write_text(text)

@@ -49,7 +49,7 @@ def test_the_host_can_knock_itself(deployed, play, stand_in):
     assert json.loads((deployed / "reports/local/verify.json").read_text())["passed"]
 
 
-@pytest.mark.parametrize("missing", ["secrets/local/api_key", "reports/local/plan.json"])
+@pytest.mark.parametrize("missing", ["secrets/local/api_key", "reports/local/deployed.json"])
 def test_without_a_deploy_it_says_so(deployed, play, stand_in, missing):
     (deployed / missing).unlink()
     result = play(**settings_for(stand_in))

@@ -65,7 +65,8 @@ class ActionModule(ActionBase):
                 ) from error
             plan = refused(host, error.problems)
         if args["report"]:
-            write_if_new(
-                Path(args["report"]), json.dumps(plan, indent=2, ensure_ascii=False) + "\n"
-            )
+            report, text = Path(args["report"]), json.dumps(plan, indent=2, ensure_ascii=False)
+            write_if_new(report, text + "\n")
+            if args["for_deploy"] and plan["fits"] and not self._task.check_mode:
+                write_if_new(report.with_name("deployed.json"), text + "\n")
         return result | plan | {"changed": False, "summary": summary(plan)}
