@@ -202,7 +202,7 @@ def test_teardown_leaves_models_secrets_and_packages(box):
 
 
 def test_teardown_takes_the_models_when_told(box):
-    box.teardown("-e teardown_models=true")
+    box.teardown("-e host_remove_data=true")
     assert box.machine.run("ls /var/lib/deepseek-r1").rc != 0
     assert box.key(), "the secrets stay"
 
@@ -210,14 +210,16 @@ def test_teardown_takes_the_models_when_told(box):
 # What is there after a teardown and in no package's list of files.
 MAY_STAY = (
     # ours, on purpose: models, and on the controller the clone with its secrets and reports
-    r"/var/lib/deepseek-r1(/models(/.*)?)?",
+    r"/var/lib/deepseek-r1(/(models|ollama)(/.*)?)?",
     rf"{CLONE}(/.*)?",
+    r"/root/ollama",
     # Ansible's and pip's own caches in root's home
     r"/root/\.(ansible|cache)(/.*)?",
     # what installing the distribution's packages writes besides their files
     r"/var/(lib/(dpkg|apt|systemd|ucf|python|pam)|cache)(/.*)?",
     r"/var/log/(apt|dpkg\.log|alternatives\.log)(/.*)?",
     r"/var/(lib|log)/(redis|nginx)(/.*)?",
+    r"/var/www(/.*)?",
     r"/etc/(rc.\.d|alternatives|systemd|nginx/(modules|sites)-enabled|ssl/certs)(/.*)?",
     r"/etc/(ld\.so\.cache|(passwd|group|shadow|gshadow|subuid|subgid)-?|mailcap)",
     r"/usr/(lib|share)/.*/__pycache__(/.*)?",
