@@ -72,8 +72,10 @@ class Machine:
             machine._start(self.host_name, tag, *self.options)
             return machine
 
-        yield copy
-        run("docker", "rmi", tag, check=False)
+        try:
+            yield copy
+        finally:
+            run("docker", "rmi", "--force", tag, check=False)
 
     def __enter__(self) -> "Machine":
         return self
