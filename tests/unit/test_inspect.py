@@ -90,7 +90,8 @@ def test_this_machine(look, tmp_path):
 def test_check_mode_says_the_same(look):
     seen, checked = look(), look(check_mode=True)
     for report in (seen, checked):
-        del report["ram_available_mib"], report["disk"], report["invocation"]
+        for changing in ("ram_available_mib", "disk", "invocation"):
+            report.pop(changing, None)
     assert seen == checked
 
 

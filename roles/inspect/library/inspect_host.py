@@ -58,6 +58,10 @@ options:
     type: list
     elements: str
     default: []
+  policy_mark:
+    description: Text by which this project knows its own /usr/sbin/policy-rc.d.
+    type: str
+    default: ""
   os_release:
     description: File that says which operating system this is.
     type: str
@@ -147,6 +151,10 @@ packages_missing:
   description: Those of O(packages) that are not installed.
   type: list
   elements: str
+  returned: always
+policy_left:
+  description: A killed run left its /usr/sbin/policy-rc.d (see O(policy_mark)) behind.
+  type: bool
   returned: always
 users:
   description: This project's users, each with the groups it is in.
@@ -451,6 +459,11 @@ def packages_missing(packages):
     return [name for name in packages if name not in found]
 
 
+def policy_left(mark):
+    policy = Path("/usr/sbin/policy-rc.d")
+    return bool(mark) and policy.is_file() and mark in policy.read_text(errors="replace")
+
+
 def own_accounts(prefix):
     found = {}
     for account in pwd.getpwall():
@@ -474,6 +487,7 @@ def main():
             },
             "own_users": {"type": "str", "default": "r1-"},
             "packages": {"type": "list", "elements": "str", "default": []},
+            "policy_mark": {"type": "str", "default": ""},
             "os_release": {"type": "str", "default": "/etc/os-release"},
         },
         supports_check_mode=True,
@@ -516,6 +530,7 @@ def main():
             "ports", holders, ports, asked["own_paths"], asked["own_users"], default={}
         ),
         "packages_missing": guarded("packages", packages_missing, asked["packages"], default=[]),
+        "policy_left": guarded("policy", policy_left, asked["policy_mark"], default=False),
         "users": guarded("users", own_accounts, asked["own_users"], default={}),
         "models_present": guarded("models", models_present, asked["data_path"], default=[]),
     }

@@ -337,15 +337,20 @@ class Fetch:
         return read_json(self.final / ".complete", {})
 
     def good_files(self, marker):
-        """Files of the final folder that are as they were when they were checked."""
+        """Files of the final folder that are as they were when they were checked.
+
+        A time that differs may come from a copy of the disk: then the hash decides.
+        """
         good = {}
         for file in marker.get("files", []):
             path = self.final / file["path"]
             try:
-                same = stamp(path) == {"bytes": file["bytes"], "mtime_ns": file["mtime_ns"]}
-                if same and self.args["verify"]:
+                now = stamp(path)
+                same = now["bytes"] == file["bytes"]
+                if same and (self.args["verify"] or now["mtime_ns"] != file["mtime_ns"]):
                     self.progress.tell(phase="checking", total=file["bytes"], done=0)
                     same = self.sha256(path) == file["sha256"]
+                file["mtime_ns"] = now["mtime_ns"]
             except OSError:
                 same = False
             if same:
@@ -398,6 +403,8 @@ class Fetch:
         marker = self.marker()
         good = self.good_files(marker)
         if self.satisfied(marker, good):
+            if marker != self.marker() and not self.module.check_mode:
+                write_json(self.final / ".complete", marker)  # new times, same bytes
             return self.result(marker, changed=False)
         if self.module.check_mode:
             return self.forecast(marker, good)
@@ -1023,11 +1030,20 @@ class Fetch:
                 path.unlink()
         write_json(self.whole / ".complete", marker)
         write_json(self.pins_path, self.pins)
-        if self.final.is_dir():
-            self.final.rename(self.old)
+        self.put_aside()
         self.whole.rename(self.final)
         self.sync(self.home)
         self.tidy()
+
+    def put_aside(self):
+        if self.final.is_dir():
+            try:
+                self.final.rename(self.old)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # A folder of a container's image cannot be renamed.
+                shutil.rmtree(self.final)
 
     # Lock
 
