@@ -22,13 +22,14 @@ verify: .venv ## Prove a running deployment through the user's door
 teardown: .venv ## Take the deployment away; models and secrets stay
 	@$(ansible_playbook) playbooks/teardown.yml -l $(HOST) $(ARGS)
 
-test: lint unit stack ## Run every test (installs what they need)
+test: ## Run every test (installs what they need)
+	@tests/run .venv-test lint unit stack
 
 lint: .venv-test ## Check style: YAML, roles, Python, shell
 	.venv-test/bin/yamllint .
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
-	.venv-test/bin/shellcheck bin/bootstrap .ci/run
+	.venv-test/bin/shellcheck bin/bootstrap .ci/run tests/run
 	.venv-test/bin/ansible-lint
 
 unit: .venv-test ## Run the tests that leave this machine as it is
