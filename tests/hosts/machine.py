@@ -176,8 +176,12 @@ class Machine:
             raise HostError(f"cannot write to {self.name}:{target}: {done.stderr.decode()}")
 
     def listing(self, *roots: str, skip: tuple[str, ...] = ()) -> dict[str, str]:
-        """Path -> type, mode, owner, time, size, link target of every file on the machine."""
-        prune = " -o ".join(f"-path {shlex.quote(path)}" for path in ("/proc", "/sys", *skip))
+        """Path -> type, mode, owner, time, size, link target of every file on the machine.
+
+        Left out is what Docker makes anew at each start.
+        """
+        made = ("/proc", "/sys", "/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
+        prune = " -o ".join(f"-path {shlex.quote(path)}" for path in (*made, *skip))
         command = (
             f"find {' '.join(roots or ('/',))} \\( {prune} \\)  -prune -o "
             r"-printf '%p\t%y %m %u:%g %T@ %s %l\n'"
