@@ -8,9 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from box import NO_HUB, PLAY, RECAP
 from hosts import clone, debian, image, machine
 from hosts.shell import run, step
+from model.hub import Hub
+
+REPO = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
@@ -68,6 +72,35 @@ def test_a_container_is_left_alone(deployed):
         assert [p.command for p in other.processes()] == ["sleep 300"]
         run("deepseek-r1", "restart")
         assert [p.command for p in other.processes()] == ["sleep 300"]
+
+
+def test_a_model_that_a_hub_carries(deployed, tiny_gguf, tmp_path):
+    """Found, planned, fetched by the hub's own client and served; the hub is a stand-in."""
+    content = tiny_gguf.read_bytes()
+    served = Hub({"tiny.gguf": content})
+    own = {"repository": "o/n", "file": "tiny.gguf", "source": "huggingface"}
+    shape = yaml.safe_load((REPO / "roles/plan/vars/catalogue.yml").read_text())
+    shape = shape["__plan_catalogue"]["tiny-r1"]["shape"]
+    case = tmp_path / "case.json"
+    settings = {
+        "models": {"hub-r1": own | {"precision": "q4_k_m", "bytes": len(content), "shape": shape}},
+        "model": "hub-r1",
+        "huggingface_endpoint": served.url,
+    }
+    case.write_text(json.dumps(settings))
+    try:
+        arguments = f"ARGS={NO_HUB} -e @{case}"
+        with step("make deploy on this machine, a model from a hub"):
+            output = run("make", "deploy", arguments, cwd=deployed)
+        assert changed(output) > 0
+        assert json.loads((deployed / "reports/local/verify.json").read_text())["passed"]
+        plan = json.loads((deployed / "reports/local/deployed.json").read_text())
+        assert (plan["model"], plan["download"]["source"]) == ("hub-r1", "huggingface")
+        assert not plan["fallback"]
+        assert changed(run("make", "deploy", arguments, cwd=deployed)) == 0
+        assert served.sent <= 1.05 * len(content)
+    finally:
+        served.stop()
 
 
 def changed(output: str) -> int:
