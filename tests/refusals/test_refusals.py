@@ -245,6 +245,17 @@ def test_the_real_deploy_refuses_before_any_change(play):
     assert Path("/etc/deepseek-r1").exists() == before
 
 
+def test_a_release_of_ollama_that_cannot_be_fetched(play, free_port):
+    """A host without a way to GitHub learns it before packages are installed."""
+    url = f"http://127.0.0.1:{free_port()}/ollama-linux-amd64.tar.zst"
+    settings = {"engine": "ollama", "model": "tiny-r1", "ollama_archive_url": url}
+    run = play(settings | {"ollama_archive_sha256": "0" * 64}, playbook="deploy.yml")
+    problem = run.problem(f"ollama_archive_url: value {url} cannot be fetched by the host")
+    assert "refused" in problem
+    assert "set ollama_archive to a file you bring" in problem
+    run.assert_refused(1)
+
+
 def test_plays_without_preflight_refuse_wrong_settings_too(play):
     run = play({"engine": "olama"}, playbook="playbooks/plan.yml")
     assert "did you mean ollama?" in run.problem("engine: value 'olama'")

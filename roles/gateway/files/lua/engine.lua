@@ -24,32 +24,6 @@ local function receive(sock, most)
     return bytes, err
 end
 
-local function chunked(sock)
-    local left, first = 0, true
-    return function()
-        if left == 0 then
-            if not first then
-                sock:receive(2)
-            end
-            first = false
-            local line, err = sock:receive()
-            left = line and tonumber(line:match("^%x+"), 16)
-            if not left then
-                return nil, err or "bad chunk"
-            end
-            if left == 0 then
-                return nil
-            end
-        end
-        local bytes, err = receive(sock, math.min(left, PIECE))
-        if not bytes then
-            return nil, err
-        end
-        left = left - #bytes
-        return bytes
-    end
-end
-
 local function counted(sock, left)
     return function()
         if left == 0 then
@@ -61,6 +35,28 @@ local function counted(sock, left)
         end
         left = left - #bytes
         return bytes
+    end
+end
+
+local function chunked(sock)
+    local chunk, first = counted(sock, 0), true
+    return function()
+        local bytes, err = chunk()
+        if bytes or err then
+            return bytes, err
+        end
+        if not first then
+            sock:receive(2)
+        end
+        first = false
+        local line
+        line, err = sock:receive()
+        local size = line and tonumber(line:match("^%x+"), 16)
+        if not size then
+            return nil, err or "bad chunk"
+        end
+        chunk = counted(sock, size)
+        return chunk()
     end
 end
 
