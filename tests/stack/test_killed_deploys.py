@@ -14,8 +14,6 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
 POINTS = int(os.environ.get("STACK_KILLS", "10"))
 SEED = int(os.environ.get("STACK_SEED", "3"))
-# Ansible then prints a task's name when it begins, not only when it has something to say.
-SHOW_ALL = {"ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"}
 AT_ONCE = min(4, os.cpu_count() or 1)
 
 
@@ -38,7 +36,7 @@ def test_a_deploy_killed_while_packages_are_installed_heals(clean_box, tmp_path)
     box = clean_box()
     box.play("make the environment", "bin/bootstrap").result.ok()
     log = tmp_path / "killed.log"
-    process = box.machine.start(box.deploy_command(), log, cwd=CLONE, env=SHOW_ALL)
+    process = box.machine.start(box.deploy_command(), log, cwd=CLONE)
     wait_for(lambda: installs(box, "redis-server"))
     time.sleep(random.Random(SEED).uniform(0, 4))
     task = kill(box, process, log)
@@ -71,7 +69,7 @@ def choose(seconds: float, tasks: int) -> list[tuple[int, float]]:
 
 def whole_deploy(copy):
     with copy() as machine:
-        run = Box(machine).deploy("make deploy on a torn-down machine, not killed", env=SHOW_ALL)
+        run = Box(machine).deploy("make deploy on a torn-down machine, not killed")
         run.result.ok()
         return run
 
@@ -82,7 +80,7 @@ def kill_and_heal(copy, point: tuple[int, float], folder) -> str:
     with copy() as machine:
         box = Box(machine)
         start = time.monotonic()
-        process = machine.start(box.deploy_command(), log, cwd=CLONE, env=SHOW_ALL)
+        process = machine.start(box.deploy_command(), log, cwd=CLONE)
         wait_for(lambda: log.read_bytes().count(b"\nTASK [") >= tasks)
         time.sleep(seconds)
         moment = time.monotonic() - start
