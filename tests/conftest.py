@@ -1,5 +1,6 @@
 """What more than one test needs: real programs at pinned versions, free ports, the tiny model."""
 
+import importlib.util
 import socket
 import subprocess
 import sys
@@ -15,6 +16,20 @@ CACHE = REPO / ".cache"
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return REPO
+
+
+@pytest.fixture(scope="session")
+def load_plugin():
+    """Return a function that imports a module or plugin of a role: load_plugin("roles/...py")."""
+
+    def load(path: str):
+        file = REPO / path
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

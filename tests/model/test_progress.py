@@ -1,16 +1,11 @@
 """What a person sees while a model is fetched."""
 
-import importlib.util
-
 import pytest
 
 
 @pytest.fixture
-def meter(repo):
-    path = repo / "roles/model/action_plugins/model_files.py"
-    spec = importlib.util.spec_from_file_location("model_files_action", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def meter(load_plugin):
+    module = load_plugin("roles/model/action_plugins/model_files.py")
     clock = iter(range(0, 1000, 4))
     return module.Meter("deepseek-r1-1.5b", lambda: next(clock))
 

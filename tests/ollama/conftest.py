@@ -17,7 +17,6 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-SECONDS_TO_BUILD = 1200
 CONTEXT = 1024
 
 

@@ -1,7 +1,6 @@
 """The module inspect_host, piece by piece and as a program."""
 
 import http.server
-import importlib.util
 import json
 import os
 import platform
@@ -20,11 +19,8 @@ MODULE = "roles/inspect/library/inspect_host.py"
 
 
 @pytest.fixture(scope="module")
-def inspect_host(repo):
-    spec = importlib.util.spec_from_file_location("inspect_host", repo / MODULE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def inspect_host(load_plugin):
+    return load_plugin(MODULE)
 
 
 @pytest.fixture

@@ -1,19 +1,14 @@
 """The joining of problems; tests/refusals runs the role for real."""
 
 import copy
-import importlib.util
 
 import pytest
 import yaml
 
 
 @pytest.fixture(scope="module")
-def preflight(repo):
-    path = repo / "roles/preflight/filter_plugins/preflight.py"
-    spec = importlib.util.spec_from_file_location("preflight", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def preflight(load_plugin):
+    return load_plugin("roles/preflight/filter_plugins/preflight.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,13 @@
 """The checks of the role settings, one function at a time; tests/refusals runs them for real."""
 
-import importlib.util
 import secrets
 
 import pytest
 
 
 @pytest.fixture(scope="module")
-def checks(repo):
-    path = repo / "roles/settings/action_plugins/check_settings.py"
-    spec = importlib.util.spec_from_file_location("check_settings", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def checks(load_plugin):
+    return load_plugin("roles/settings/action_plugins/check_settings.py")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from . import cards
-from .units import GIB, MIB, PlanError
+from .units import GIB, MIB, PlanError, whole
 
 # Without a GPU the memory bus sets the speed. Per core until the bus of a plain
 # two-channel DDR4 board is full; set plan_memory_bandwidth_gb_s where you know better.
@@ -54,11 +54,8 @@ class Hardware:
 
 def _whole(source, key, where, problems, default=None, least=1):
     value = source.get(key, default)
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = None
-    if isinstance(value, bool) or number is None or number < least:
+    number = whole(value, least)
+    if number is None:
         problems.append(f"{where}{key}: {value!r} is not a whole number of at least {least}.")
         return least
     return number

@@ -5,11 +5,6 @@ from __future__ import annotations
 from . import weights
 
 HUB_NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face", "ollama": "Ollama library"}
-ENDPOINT_SETTINGS = {
-    "modelscope": "modelscope_endpoint",
-    "huggingface": "huggingface_endpoint",
-    "ollama": "ollama_registry",
-}
 _LOCAL = ("bundled", "file")
 _DISK_MARGIN = 512 * 1024 * 1024
 

@@ -29,3 +29,12 @@ def number(count):
 
 def round_down(count, step):
     return int(count) // step * step
+
+
+def whole(value, least):
+    """Return the whole number a setting stands for, or None when it is none of at least `least`."""
+    try:
+        number = int(str(value))
+    except ValueError:
+        return None
+    return None if isinstance(value, bool) or number < least else number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from .catalogue import nearest
-from .units import PlanError
+from .units import PlanError, whole
 from .weights import PRECISIONS
 
 ENGINES = ("auto", "ollama", "vllm", "llamacpp", "sglang")
@@ -99,13 +99,9 @@ def _choice(key, value, choices, problems):
 
 
 def _whole(key, value, least, problems):
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = None
-    if isinstance(value, bool) or number is None or number < least:
+    number = whole(value, least)
+    if number is None:
         problems.append(f"{key}: {value!r} is not 'auto' or a whole number of at least {least}.")
-        return None
     return number
 
 
