@@ -199,7 +199,9 @@ class Machine:
 
     def processes(self) -> list[Process]:
         """Every process but the first one and its sleep; threads and the dead left out."""
-        rows = run("docker", "top", self.name, "-eo", "pid,ppid,uid,stat,args").splitlines()[1:]
+        # -ww: else ps cuts lines at the COLUMNS that dockerd was started with.
+        columns = ("-ww", "-eo", "pid,ppid,uid,stat,args")
+        rows = run("docker", "top", self.name, *columns).splitlines()[1:]
         accounts = (line.split(":") for line in self.read("/etc/passwd").splitlines())
         users = {account[2]: account[0] for account in accounts}
         found = []
