@@ -47,6 +47,23 @@ def test_a_deploy_killed_while_packages_are_installed_heals(clean_box, tmp_path)
     assert box.services()["other"] == []
 
 
+def test_packages_left_in_any_state_are_finished(clean_box):
+    """Unpacked without its dependencies, and torn while it was unpacked: both, for sure."""
+    box = clean_box()
+    box.machine.run(
+        "apt-get -qq update && cd /tmp"
+        " && apt-get -qq --option=APT::Sandbox::User=root download libnginx-mod-http-lua redis-server"
+        " && dpkg --unpack libnginx-mod-http-lua_*.deb redis-server_*.deb"
+        " && sed -i '/^Package: redis-server$/,/^$/s/^Status: .*/Status: install reinstreq"
+        " half-installed/' /var/lib/dpkg/status"
+    ).ok()
+    assert box.machine.run("dpkg --audit").output.count("\n ") == 2
+    box.deploy("make deploy over torn packages").result.ok()
+    box.verified()
+    assert box.machine.run("dpkg --audit").ok().output == ""
+    assert box.deploy("once more").changed == 0
+
+
 def installs(box, package: str) -> bool:
     """True while apt has dpkg unpack or configure it."""
     commands = [process.command for process in box.machine.processes()]

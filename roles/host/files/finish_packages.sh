@@ -1,0 +1,25 @@
+#!/bin/sh
+# Finish what a killed run left of a package installation; print nothing where all is whole.
+set -eu
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+
+[ -n "$(dpkg --audit)" ] || exit 0
+
+get() {
+  apt-get --yes --no-install-recommends --option=DPkg::Lock::Timeout=300 \
+    --option=Dpkg::Options::=--force-confdef --option=Dpkg::Options::=--force-confold "$@"
+}
+
+# What lacks a dependency stays unconfigured here, and apt-get refuses to work before this was
+# tried. Another program may hold dpkg's lock for a while.
+for _ in $(seq 60); do
+  said=$(dpkg --configure -a --force-confdef --force-confold 2>&1) && break
+  case $said in *lock*) sleep 5 ;; *) break ;; esac
+done
+printf '%s\n' "$said"
+get update
+get --fix-broken install
+
+torn=$(dpkg-query --show --showformat '${db:Status-Eflag} ${Package}\n' | sed -n 's/^reinstreq //p')
+# shellcheck disable=SC2086 # a list of names
+[ -z "$torn" ] || get install --reinstall $torn
