@@ -12,7 +12,7 @@ ENGINES = ("auto", "ollama", "vllm", "llamacpp", "sglang")
 # What this version can put on a host. Plans for the others are made, deploys refused.
 DEPLOYABLE_ENGINES = ("llamacpp", "ollama")
 RUNTIMES = ("auto", "compose", "native")
-DEPLOYABLE_RUNTIMES = ("native",)
+DEPLOYABLE_RUNTIMES = ("native", "compose")
 GOALS = ("balanced", "latency", "throughput", "context")
 KV_CACHE_DTYPES = (
     "auto", "f16", "bf16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2",
