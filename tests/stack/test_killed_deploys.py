@@ -51,8 +51,8 @@ def test_packages_left_in_any_state_are_finished(clean_box):
     """Unpacked without its dependencies, and torn while it was unpacked: both, for sure."""
     box = clean_box()
     box.machine.run(
-        "apt-get -qq update && cd /tmp"
-        " && apt-get -qq --option=APT::Sandbox::User=root download libnginx-mod-http-lua redis-server"
+        "apt-get -qq update && cd /tmp && apt-get -qq --option=APT::Sandbox::User=root download"
+        " libnginx-mod-http-lua redis-server"
         " && dpkg --unpack libnginx-mod-http-lua_*.deb redis-server_*.deb"
         " && sed -i '/^Package: redis-server$/,/^$/s/^Status: .*/Status: install reinstreq"
         " half-installed/' /var/lib/dpkg/status"
