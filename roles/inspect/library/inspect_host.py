@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import grp
+import ipaddress
+import json
 import os
 import platform
 import pwd
@@ -62,6 +64,14 @@ options:
     description: Text by which this project knows its own /usr/sbin/policy-rc.d.
     type: str
     default: ""
+  command:
+    description: This project's command on the host; its second line names the manager.
+    type: str
+    default: /usr/local/bin/deepseek-r1
+  compose_project:
+    description: This project's name for docker compose.
+    type: str
+    default: deepseek-r1
   os_release:
     description: File that says which operating system this is.
     type: str
@@ -134,9 +144,26 @@ tools:
   description: Which of C(docker), C(nvidia_smi) and C(apt) are there.
   type: dict
   returned: always
-ports:
-  description: Asked ports that are held, each as C({pid, process, user, cmdline, ours}).
+manager:
+  description: What runs this project's services, V(systemd), V(supervisor) or V(compose); empty
+    where nothing is deployed.
+  type: str
+  returned: always
+docker:
+  description: Docker as C({installed, running, version, compose}); version of the engine and of
+    docker compose, each null without it.
   type: dict
+  returned: always
+ports:
+  description: Asked ports that are held, each as C({pid, process, user, cmdline, ours,
+    container, addresses}).
+  type: dict
+  returned: always
+foreign:
+  description: Servers of the kinds that this project runs which are not its own, as C({name, pid,
+    cmdline, user, unit, ports}). What runs in containers does not count.
+  type: list
+  elements: dict
   returned: always
 sources:
   description: Each source as C({url, answers, error}).
@@ -152,12 +179,28 @@ packages_missing:
   type: list
   elements: str
   returned: always
+packages_disturbed:
+  description: Installed packages that installing the missing ones would touch, as C({name, action,
+    old, new}) with the action V(removed), V(downgraded) or V(upgraded).
+  type: list
+  elements: dict
+  returned: always
+packages_conflict:
+  description: Why apt cannot install the missing ones beside what is there, empty when it can or
+    nobody knows yet.
+  type: list
+  elements: str
+  returned: always
 policy_left:
   description: A killed run left its /usr/sbin/policy-rc.d (see O(policy_mark)) behind.
   type: bool
   returned: always
 users:
   description: This project's users, each with the groups it is in.
+  type: dict
+  returned: always
+uids:
+  description: The same users' numbers, each as C({uid, gid}).
   type: dict
   returned: always
 problems:
@@ -169,6 +212,9 @@ problems:
 
 MIB = 1024 * 1024
 CGROUPS = Path("/sys/fs/cgroup")
+TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
+NO_DOCKER = {"installed": False, "running": False, "version": None, "compose": None}
+SERVERS = {"nginx", "openresty", "redis-server", "valkey-server", "ollama"}
 # What a driver too old to tell the compute capability says about its cards.
 CAPABILITY_OF = {
     "Pascal": "6.1",
@@ -354,15 +400,23 @@ def graphics():
     return parse_gpus(report, capabilities)
 
 
-def listeners(ports, tables=("/proc/net/tcp", "/proc/net/tcp6")):
-    """Sockets that listen on one of the ports, as {inode: (port, user id)}."""
+def address(text):
+    """An address of /proc/net/tcp, whose words of 32 bits have the machine's byte order."""
+    raw = bytes.fromhex(text)
+    words = b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4))
+    found = ipaddress.ip_address(words)
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def listeners(ports=None, tables=TABLES):
+    """Sockets that listen, on one of the ports if given, as {inode: (port, user id, address)}."""
     found = {}
     for table in tables:
         for line in read(table).splitlines()[1:]:
             fields = line.split()
-            port = int(fields[1].rpartition(":")[2], 16)
-            if fields[3] == "0A" and port in ports:
-                found[fields[9]] = (port, int(fields[7]))
+            where, _, port = fields[1].rpartition(":")
+            if fields[3] == "0A" and (ports is None or int(port, 16) in ports):
+                found[fields[9]] = (int(port, 16), int(fields[7]), address(where))
     return found
 
 
@@ -394,32 +448,78 @@ def cmdline(pid):
     return read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
 
 
+def status(pid, field):
+    found = re.search(rf"^{field}:\s*(.*)", read(f"/proc/{pid}/status"), re.MULTILINE)
+    return found.group(1).split() if found else []
+
+
 def parent(pid):
-    found = re.search(r"^PPid:\s*(\d+)", read(f"/proc/{pid}/status"), re.MULTILINE)
-    return int(found.group(1)) if found else 0
+    return int((status(pid, "PPid") or [0])[0])
 
 
-def holders(ports, own_paths, own_users):
+def is_ours(pid, user, own_paths, own_users):
+    lineage = [cmdline(pid), cmdline(parent(pid))] if pid else []
+    return user.startswith(own_users) or any(path in line for path in own_paths for line in lineage)
+
+
+def holders(ports, own_paths, own_users, containers):
     sockets = listeners(ports)
     pids = socket_holders(sockets) if sockets else {}
     held = {}
-    for inode, (port, uid) in sockets.items():
+    for inode, (port, uid, where) in sockets.items():
         candidates = pids.get(inode, [])
         # A server's workers share its socket: name the one that started them.
         pid = next((pid for pid in candidates if parent(pid) not in candidates), None)
-        lineage = [cmdline(pid), cmdline(parent(pid))] if pid else []
         user = user_name(uid)
         entry = {
             "pid": pid,
             "process": read(f"/proc/{pid}/comm").strip() or None if pid else None,
             "user": user,
-            "cmdline": lineage[0][:300] if pid else None,
-            "ours": user.startswith(own_users)
-            or any(path in line for path in own_paths for line in lineage),
+            "cmdline": cmdline(pid)[:300] if pid else None,
+            "ours": is_ours(pid, user, own_paths, own_users),
+            "container": None,
+            "addresses": [],
         }
         if not held.get(str(port), {}).get("pid"):
+            entry["addresses"] = held.get(str(port), entry)["addresses"]
             held[str(port)] = entry
+        held[str(port)]["addresses"].append(where)
+    for port, (name, ours) in containers.items():
+        if port in ports:  # Docker may forward a port without a process that listens
+            nobody = dict.fromkeys(("pid", "process", "user", "cmdline"))
+            entry = held.setdefault(str(port), {**nobody, "addresses": []})
+            entry.update(container=name, ours=ours)
     return held
+
+
+def foreign(own_paths, own_users):
+    """Servers like ours that are not ours; each by its first process, none in a container."""
+    depth = len(status("self", "NSpid"))
+    sockets = listeners()
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid, name = int(folder.name), read(folder / "comm").strip()
+        if name in SERVERS and len(status(pid, "NSpid")) == depth:
+            found[pid] = name
+    held = socket_holders(sockets) if found else {}
+    seen = []
+    for pid, name in sorted(found.items()):
+        user = user_name(int((status(pid, "Uid") or [0])[0]))
+        if found.get(parent(pid)) == name or is_ours(pid, user, own_paths, own_users):
+            continue
+        units = re.findall(r"/([^/\n]+\.service)", read(f"/proc/{pid}/cgroup"))
+        ports = {sockets[inode][0] for inode, pids in held.items() if pid in pids}
+        seen.append(
+            {
+                "name": name,
+                "pid": pid,
+                "cmdline": cmdline(pid)[:300],
+                "user": user,
+                "unit": units[-1] if units else None,
+                "ports": sorted(ports),
+            }
+        )
+    return seen
 
 
 def probe(url, timeout, answer):
@@ -459,17 +559,109 @@ def packages_missing(packages):
     return [name for name in packages if name not in found]
 
 
+def disturbed(said, older):
+    """What `apt-get --simulate` would do to installed packages; older(a, b) compares versions."""
+    found = []
+    for line in said.splitlines():
+        gone = re.match(r"(?:Remv|Purg) (\S+) \[(\S+)\]", line)
+        new = re.match(r"Inst (\S+) \[(\S+)\] \((\S+) ", line)
+        if gone:
+            name, old = gone.groups()
+            found.append({"name": name, "action": "removed", "old": old, "new": None})
+        elif new:
+            name, old, to = new.groups()
+            action = "downgraded" if older(to, old) else "upgraded"
+            found.append({"name": name, "action": action, "old": old, "new": to})
+    return found
+
+
+def conflicts(said):
+    """The lines in which apt says what does not go together."""
+    if not re.search(r"^E: Unable to (correct problems|satisfy dependencies)", said, re.MULTILINE):
+        return []  # no lists of packages yet, or torn ones: both are mended before the installation
+    return [
+        " ".join(line.split())
+        for line in said.splitlines()
+        if re.search(r" : (Pre)?(Depends|Conflicts|Breaks):|^\s+\d+\. .* (Depends|Conflicts)", line)
+    ]
+
+
+def older(one, other):
+    argv = ["dpkg", "--compare-versions", one, "lt", other]
+    return subprocess.run(argv, check=False, timeout=30).returncode == 0
+
+
+def package_effects(missing):
+    """What installing the missing packages would do to those that are there."""
+    nothing = {"packages_disturbed": [], "packages_conflict": []}
+    if not missing or not shutil.which("apt-get"):
+        return nothing
+    done = subprocess.run(
+        ["apt-get", "--simulate", "--no-install-recommends", "install", "--", *missing],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=120,
+        check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
+    )
+    if done.returncode:
+        return {**nothing, "packages_conflict": conflicts(done.stdout)}
+    return {**nothing, "packages_disturbed": disturbed(done.stdout, older)}
+
+
 def policy_left(mark):
     policy = Path("/usr/sbin/policy-rc.d")
     return bool(mark) and policy.is_file() and mark in policy.read_text(errors="replace")
 
 
 def own_accounts(prefix):
-    found = {}
+    """This project's users: the groups each is in, and its numbers."""
+    users, uids = {}, {}
     for account in pwd.getpwall():
         if account.pw_name.startswith(prefix):
             groups = os.getgrouplist(account.pw_name, account.pw_gid)
-            found[account.pw_name] = sorted(grp.getgrgid(group).gr_name for group in groups)
+            users[account.pw_name] = sorted(grp.getgrgid(group).gr_name for group in groups)
+            uids[account.pw_name] = {"uid": account.pw_uid, "gid": account.pw_gid}
+    return {"users": users, "uids": uids}
+
+
+def manager(command):
+    """What the last deploy left in charge; before there was a choice it was a supervisor."""
+    lines = read(command).splitlines()
+    named = re.match(r"# manager: (\w+)", lines[1]) if len(lines) > 1 else None
+    return named.group(1) if named else "supervisor" if lines else ""
+
+
+def ask_docker(*arguments):
+    done = subprocess.run(
+        ["docker", *arguments], capture_output=True, text=True, timeout=20, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def docker():
+    if not shutil.which("docker"):
+        return NO_DOCKER
+    version = ask_docker("version", "--format", "{{.Server.Version}}")
+    return {
+        "installed": True,
+        "running": bool(version),
+        "version": version or None,
+        "compose": ask_docker("compose", "version", "--short") or None,
+    }
+
+
+def published(project):
+    """TCP ports of the host that containers have, as {port: (container, whether it is ours)}."""
+    found = {}
+    for line in ask_docker("ps", "--no-trunc", "--format", "{{json .}}").splitlines():
+        container = json.loads(line)
+        ours = f"com.docker.compose.project={project}" in container["Labels"].split(",")
+        for low, high in re.findall(r":(\d+)(?:-(\d+))?->[\d-]+/tcp", container["Ports"]):
+            for port in range(int(low), int(high or low) + 1):
+                found[port] = (container["Names"], ours)
     return found
 
 
@@ -488,6 +680,8 @@ def main():
             "own_users": {"type": "str", "default": "r1-"},
             "packages": {"type": "list", "elements": "str", "default": []},
             "policy_mark": {"type": "str", "default": ""},
+            "command": {"type": "str", "default": "/usr/local/bin/deepseek-r1"},
+            "compose_project": {"type": "str", "default": "deepseek-r1"},
             "os_release": {"type": "str", "default": "/etc/os-release"},
         },
         supports_check_mode=True,
@@ -504,6 +698,12 @@ def main():
             return default
 
     sources, probes = start_probes(asked["sources"], asked["timeout"])
+    own = asked["own_paths"], asked["own_users"]
+    engine = guarded("docker", docker, default=dict(NO_DOCKER, installed=True))
+    containers = {}
+    if engine["running"]:
+        containers = guarded("containers", published, asked["compose_project"], default={})
+    missing = guarded("packages", packages_missing, asked["packages"], default=[])
     seen = {
         "os": guarded("operating system", operating_system, asked["os_release"], default={}),
         "arch": platform.machine(),
@@ -526,14 +726,20 @@ def main():
             "nvidia_smi": bool(shutil.which("nvidia-smi")),
             "apt": bool(shutil.which("apt-get")),
         },
-        "ports": guarded(
-            "ports", holders, ports, asked["own_paths"], asked["own_users"], default={}
-        ),
-        "packages_missing": guarded("packages", packages_missing, asked["packages"], default=[]),
+        "manager": guarded("manager", manager, asked["command"], default=""),
+        "docker": engine,
+        "ports": guarded("ports", holders, ports, *own, containers, default={}),
+        "foreign": guarded("foreign servers", foreign, *own, default=[]),
+        "packages_missing": missing,
+        "packages_disturbed": [],
+        "packages_conflict": [],
         "policy_left": guarded("policy", policy_left, asked["policy_mark"], default=False),
-        "users": guarded("users", own_accounts, asked["own_users"], default={}),
+        "users": {},
+        "uids": {},
         "models_present": guarded("models", models_present, asked["data_path"], default=[]),
     }
+    seen.update(guarded("packages", package_effects, missing, default={}))
+    seen.update(guarded("users", own_accounts, asked["own_users"], default={}))
     seen.update(guarded("memory", memory, default={}))
     seen.update(guarded("GPUs", graphics, default={}))
     for thread in probes:
