@@ -197,13 +197,10 @@ def play(tmp_path, paths, *extra, **settings) -> str:
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(settings))
     book = tmp_path / "play.yml"
-    book.write_text(
-        "- hosts: all\n  gather_facts: false\n  roles: [settings_vars, redis, gateway]\n".replace(
-            "settings_vars, ", ""
-        )
-    )
-    defaults = REPO / "roles/settings/defaults/main.yml"
-    argv = [PLAYBOOK, "-i", "test-host,", book, "-e", f"@{defaults}", "-e", f"@{file}", "--diff"]
+    book.write_text("- hosts: all\n  gather_facts: false\n  roles: [redis, gateway]\n")
+    files = [REPO / f"roles/settings/{kind}/main.yml" for kind in ("defaults", "vars")]
+    given = [part for path in [*files, file] for part in ("-e", f"@{path}")]
+    argv = [PLAYBOOK, "-i", "test-host,", book, *given, "--diff"]
     run = subprocess.run(
         [*argv, *extra], capture_output=True, text=True, cwd=REPO, env=os.environ | {"TERM": "dumb"}
     )

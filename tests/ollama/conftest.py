@@ -71,6 +71,9 @@ def settings():
             "prompt": {"forced_think": True},
         },
         "inspect_result": {"arch": "x86_64"},
+        "r1_pulled": False,
+        "r1_engine_bind": "127.0.0.1",
+        "r1_engine_memory_mib": 1024,
         "engine_port": port(),
         "model_path": str(REPO / "roles/model/files/tiny-r1/tiny-r1-q4_k_m.gguf"),
     }

@@ -18,7 +18,7 @@ def rules(repo):
 
     found = variables("preflight")["__preflight_rules"]
     needs = found["engines"]["llamacpp"]
-    assert needs["cpu_flags"] == "{{ __plan_llamacpp_cpu_flags }}"
+    assert "else __plan_llamacpp_cpu_flags" in needs["cpu_flags"]
     needs["cpu_flags"] = variables("plan")["__plan_llamacpp_cpu_flags"]
     return found
 
@@ -36,6 +36,10 @@ def seen(rules):
         "root": True,
         "disk": {"read_only": False},
         "ports": {},
+        "adopted": {"ollama": None, "redis": None},
+        "foreign": [],
+        "packages_disturbed": [],
+        "packages_conflict": [],
         "problems": [],
     }
 
@@ -46,13 +50,15 @@ def problems(preflight, rules, seen):
         "ports": {"gateway_port": 80, "engine_port": 18000},
         "data_path": "/data",
         "become_error": "",
+        "runtime": "auto",
+        "adopt_ollama": "",
+        "adopt_redis": "",
+        "package_changes": False,
     }
 
-    def join(settings=(), plan=None, become_error=""):
+    def join(settings=(), plan=None, **other):
         plan = {"engine": "llamacpp", "runtime": "native"} | (plan or {})
-        return preflight.preflight_problems(
-            settings, seen, plan, rules, wanted | {"become_error": become_error}
-        )
+        return preflight.preflight_problems(settings, seen, plan, rules, wanted | other)
 
     return join
 
@@ -135,18 +141,108 @@ def test_processor_flags_count_for_llamacpp_alone(problems, seen):
     assert problems(plan={"engine": "ollama"}) == []
 
 
+def holder(process, pid=7, **other):
+    line = {"process": process, "pid": pid, "user": "root", "cmdline": f"{process}: master"}
+    return {**line, "ours": False, "container": None, "addresses": ["127.0.0.1"], **other}
+
+
 def test_ports(problems, seen):
-    nginx = {"pid": 7, "process": "nginx", "user": "root", "cmdline": "nginx: master process"}
     seen["ports"] = {
-        "80": {**nginx, "ours": False},
+        "80": holder("python3"),
         "18000": {"pid": None, "process": None, "user": "bob", "cmdline": None, "ours": False},
     }
     gateway, engine = problems()
     assert gateway == (
-        "gateway_port: value 80 is held by nginx (pid 7: nginx: master process); fix: stop it, or"
+        "gateway_port: value 80 is held by python3 (pid 7: python3: master); fix: stop it, or"
         " set gateway_port to a free port"
     )
     assert engine.startswith("engine_port: value 18000 is held by a process of user bob; fix:")
-    for holder in seen["ports"].values():
-        holder["ours"] = True
+    for one in seen["ports"].values():
+        one["ours"] = True
     assert problems() == []
+
+
+def test_ports_of_servers_that_one_can_live_with(problems, seen):
+    seen["ports"] = {"80": holder("nginx"), "18000": holder("ollama")}
+    gateway, engine = problems()
+    assert "held by nginx (pid 7: nginx: master); fix: set gateway_port to a free port" in gateway
+    assert "proxy_pass http://127.0.0.1:PORT" in gateway
+    assert "fix: set ollama_adopt to true to serve with it, or set engine_port" in engine
+    seen["ports"] = {"80": holder("docker-proxy", container="shop-web-1")}
+    (found,) = problems()
+    assert found.startswith("gateway_port: value 80 is held by container shop-web-1; fix: stop it")
+
+
+@pytest.mark.parametrize(
+    ("held", "found", "what", "fix"),
+    [
+        (None, None, "finds nothing on engine_port 11434", "start your Ollama"),
+        (holder("ollama", ours=True), None, "finds this project's own service", "mostly 11434"),
+        (
+            holder("python3"),
+            {"error": "no Ollama of this host holds the port"},
+            "finds python3 (pid 7: python3: master) on engine_port 11434: no Ollama of this host",
+            "mostly 11434",
+        ),
+        (holder("ollama"), {"version": "0.5.13"}, "finds Ollama 0.5.13, 0.12.0 or", "update it"),
+        (
+            holder("ollama", addresses=["127.0.0.1", "0.0.0.0"]),
+            {"version": "0.24.0"},
+            "other machines reach at 127.0.0.1, 0.0.0.0, past the gateway's keys",
+            "set OLLAMA_HOST=127.0.0.1:11434",
+        ),
+    ],
+)
+def test_an_ollama_that_cannot_be_adopted(problems, seen, held, found, what, fix):
+    seen["ports"] = {"11434": held} if held else {}
+    seen["adopted"]["ollama"] = {"version": None, "error": None} | (found or {})
+    (text,) = problems(adopt_ollama=11434)
+    assert text.startswith("ollama_adopt: value true ")
+    assert what in text
+    assert fix in text.partition("; fix: ")[2]
+    assert text.endswith(", or set ollama_adopt to false")
+
+
+def test_an_ollama_and_a_redis_that_can_be_adopted(problems, seen):
+    seen["ports"] = {"11434": holder("ollama", addresses=["127.0.0.1", "::1"])}
+    seen["adopted"] = {"ollama": {"version": "0.24.0", "error": None}, "redis": {"error": None}}
+    assert problems(adopt_ollama=11434, adopt_redis="127.0.0.1:6379", ports={}) == []
+    seen["adopted"]["redis"]["error"] = "it answers -NOAUTH Authentication required."
+    (text,) = problems(adopt_ollama=11434, adopt_redis="127.0.0.1:6379", ports={})
+    assert text.startswith("gateway_redis: value '127.0.0.1:6379' cannot be used: it answers -NOA")
+    assert "without a password" in text
+
+
+def test_what_apt_would_do_to_packages_of_others(problems, seen):
+    seen["packages_disturbed"] = [
+        {"name": "libc6", "action": "upgraded", "old": "2.36-9", "new": "2.36-10"},
+        {"name": "nginx", "action": "upgraded", "old": "1.20.1-1", "new": "1.22.1-9"},
+        {"name": "keydb", "action": "removed", "old": "6.3", "new": None},
+        {"name": "libssl3", "action": "downgraded", "old": "3.0.19", "new": "3.0.17"},
+    ]
+    (text,) = problems()
+    assert text == (
+        "host_package_changes: value false forbids what apt would do: nginx 1.20.1-1 would be"
+        " upgraded to 1.22.1-9; keydb 6.3 would be removed; libssl3 3.0.19 would be downgraded to"
+        " 3.0.17; fix: bring these packages up to date yourself, set host_package_changes to true"
+        " to allow it, or set runtime to compose"
+    )
+    assert problems(package_changes=True) == []
+    seen["packages_disturbed"] = seen["packages_disturbed"][:1]
+    assert problems() == [], "a newer library of the same source is no harm"
+    seen["packages_conflict"] = ["libnginx-mod-http-lua : Depends: nginx-abi-1.22.1-7"]
+    (text,) = problems()
+    assert text.startswith("packages: value 'libnginx-mod-http-lua : Depends: nginx-abi-1.22.1-7'")
+    assert text.endswith("remove what comes from another source, or set runtime to compose")
+    assert problems(runtime="compose")[0].endswith("remove what comes from another source")
+
+
+def test_neighbours(preflight, seen):
+    assert preflight.neighbours(seen, {"adopt_ollama": "", "adopt_redis": ""}) == []
+    nginx = {"name": "nginx", "pid": 812, "unit": "nginx.service", "ports": [80, 443]}
+    ollama = {"name": "ollama", "pid": 9, "unit": None, "ports": [11434]}
+    seen["foreign"] = [nginx, ollama]
+    assert preflight.neighbours(seen, {"adopt_ollama": 11434, "adopt_redis": ""}) == [
+        "nginx (pid 812, nginx.service, port 80 443) runs on this host; it is left alone",
+        "ollama (pid 9, port 11434) runs on this host; it serves, as set",
+    ]
