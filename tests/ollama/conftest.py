@@ -72,6 +72,7 @@ def settings():
         },
         "inspect_result": {"arch": "x86_64"},
         "r1_pulled": False,
+        "r1_adopted_ollama": False,
         "r1_engine_bind": "127.0.0.1",
         "r1_engine_memory_mib": 1024,
         "engine_port": port(),

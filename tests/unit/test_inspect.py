@@ -4,6 +4,8 @@ import http.server
 import json
 import os
 import platform
+import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -86,7 +88,7 @@ def test_this_machine(look, tmp_path):
 def test_check_mode_says_the_same(look):
     seen, checked = look(), look(check_mode=True)
     for report in (seen, checked):
-        for changing in ("ram_available_mib", "disk", "invocation"):
+        for changing in ("ram_available_mib", "disk", "foreign", "invocation"):
             report.pop(changing, None)
     assert seen == checked
 
@@ -244,8 +246,8 @@ def test_our_own_services_are_known_by_their_user(inspect_host):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         user = inspect_host.user_name(os.getuid())
-        assert inspect_host.holders({port}, [], user)[str(port)]["ours"] is True
-        assert inspect_host.holders({port}, [], "r1-")[str(port)]["ours"] is False
+        assert inspect_host.holders({port}, [], user, {})[str(port)]["ours"] is True
+        assert inspect_host.holders({port}, [], "r1-", {})[str(port)]["ours"] is False
 
 
 def test_sources_are_asked_at_once(look, hub, free_port):
@@ -283,4 +285,158 @@ def test_packages_and_users(look):
     seen = look(packages=["bash", "no-such-package"], own_users="root")
     assert seen["packages_missing"] == ["no-such-package"]
     assert "root" in seen["users"]["root"]
+    assert seen["uids"]["root"] == {"uid": 0, "gid": 0}
     assert look()["packages_missing"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "manager"),
+    [
+        ("#!/bin/sh\n# manager: systemd\n# Written by Ansible\n", "systemd"),
+        ("#!/bin/sh\n# Written by Ansible; a change by hand is lost\n", "supervisor"),
+        (None, ""),
+    ],
+)
+def test_what_was_left_in_charge(look, tmp_path, text, manager):
+    if text:
+        write(tmp_path / "deepseek-r1", text)
+    assert look(command=str(tmp_path / "deepseek-r1"))["manager"] == manager
+
+
+def test_docker(look):
+    docker = look()["docker"]
+    assert docker["installed"] == bool(shutil.which("docker"))
+    if not docker["installed"]:
+        assert docker == {"installed": False, "running": False, "version": None, "compose": None}
+    elif docker["running"]:
+        assert re.match(r"\d+\.\d+", docker["version"])
+
+
+def test_ports_of_containers(inspect_host, monkeypatch):
+    """As Docker 26 writes them; tests/stack asks a real one."""
+    labels = "a=b,com.docker.compose.project=deepseek-r1,c=d"
+    rows = [
+        {"Names": "deepseek-r1-gateway-1", "Labels": labels, "Ports": "0.0.0.0:8080->8080/tcp"},
+        {"Names": "shop", "Labels": "", "Ports": "[::]:80-81->80-81/tcp, 53/udp, :::53->53/udp"},
+        {"Names": "idle", "Labels": "", "Ports": ""},
+    ]
+    said = "\n".join(json.dumps(row) for row in rows)
+    monkeypatch.setattr(inspect_host, "ask_docker", lambda *_: said)
+    found = inspect_host.published("deepseek-r1")
+    assert found == {
+        8080: ("deepseek-r1-gateway-1", True),
+        80: ("shop", False),
+        81: ("shop", False),
+    }
+    free = inspect_host.holders({80, 9999}, [], "r1-", {80: ("shop", False)})["80"]
+    assert (free["container"], free["ours"]) == ("shop", False)
+
+
+NGINX = "daemon off; pid {0}/pid; error_log stderr; events {{}} http {{ server {{ listen {1}; }} }}"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def foreign_of(seen, process):
+    return [one for one in seen["foreign"] if one["pid"] == process.pid]
+
+
+@needs_root
+def test_a_foreign_nginx_and_redis(look, background, free_port, tmp_path):
+    port, other = free_port(), free_port()
+    (tmp_path / "nginx.conf").write_text(NGINX.format(tmp_path, port))
+    nginx = background(["/usr/sbin/nginx", "-c", tmp_path / "nginx.conf"], ready=answers(port))
+    redis = background(
+        ["redis-server", "--port", other, "--save", "", "--dir", tmp_path], ready=answers(other)
+    )
+    seen = look()
+    (found,) = foreign_of(seen, nginx)
+    assert (found["name"], found["ports"], found["unit"]) == ("nginx", [port], None)
+    assert (found["user"], str(tmp_path) in found["cmdline"]) == ("root", True)
+    (found,) = foreign_of(seen, redis)
+    assert (found["name"], found["ports"]) == ("redis-server", [other])
+    seen = look(own_paths=[str(tmp_path)])
+    assert foreign_of(seen, nginx) == [], "known as ours by its configuration"
+    assert foreign_of(look(own_users="root"), nginx) == [], "known as ours by its user"
+
+
+@needs_root
+def test_servers_in_containers_are_not_foreign(look, background, free_port, tmp_path):
+    port = free_port()
+    inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    background(
+        [*inside, "redis-server", "--port", port, "--save", "", "--dir", tmp_path],
+        ready=answers(port),
+    )
+    assert [one for one in look()["foreign"] if port in one["ports"]] == []
+
+
+def test_a_redis_that_is_to_be_adopted(look, background, free_port, tmp_path):
+    port, plain = free_port(), free_port()
+    sock = tmp_path / "redis.sock"
+    server = ["redis-server", "--save", "", "--dir", tmp_path]
+    background(
+        [*server, "--port", plain, "--unixsocket", sock, "--unixsocketperm", "700"],
+        ready=lambda: answers(plain)() and sock.exists(),
+    )
+    background([*server, "--port", port, "--requirepass", "hush"], ready=answers(port))
+
+    def asked(address):
+        return look(adopt_redis=address)["adopted"]["redis"]["error"]
+
+    assert asked(f"127.0.0.1:{plain}") is None
+    assert asked(f"127.0.0.1:{port}").startswith("it answers -NOAUTH")
+    assert "cannot be reached" in asked(f"127.0.0.1:{free_port()}")
+    assert asked(f"unix:{sock}") == "user r1-gateway may not open it"
+    sock.chmod(0o777)
+    assert asked(f"unix:{sock}") is None
+    assert look()["adopted"] == {"ollama": None, "redis": None}
+
+
+def test_an_ollama_that_is_not_there(look, free_port):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        found = look(ports=[port], adopt_ollama=port)["adopted"]["ollama"]
+    assert found["error"] == "no Ollama of this host holds the port"
+    assert look(adopt_ollama=str(free_port()))["adopted"]["ollama"]["version"] is None
+
+
+def answers(port):
+    def probe():
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", int(port))) == 0
+
+    return probe
+
+
+APT = """\
+Remv nginx-common [1.22.1-9] [nginx:amd64 ]
+Inst libc6 [2.36-9+deb12u4] (2.36-9+deb12u10 Debian:12.9/stable [amd64])
+Inst redis-tools [5:7.0.15-1~deb12u10] (5:7.0.15-1~deb12u7 Debian:12.15/oldstable [amd64]) []
+Inst haproxy (2.6.12-1+deb12u2 Debian:12.9/stable [amd64])
+Conf libc6 (2.36-9+deb12u10 Debian:12.9/stable [amd64])
+"""
+
+
+@pytest.mark.skipif(not shutil.which("dpkg"), reason="needs dpkg")
+def test_what_apt_would_do_is_read(inspect_host):
+    found = inspect_host.disturbed(APT, inspect_host.older)
+    assert [(one["name"], one["action"]) for one in found] == [
+        ("nginx-common", "removed"),
+        ("libc6", "upgraded"),
+        ("redis-tools", "downgraded"),
+    ]
+    assert (found[1]["old"], found[1]["new"]) == ("2.36-9+deb12u4", "2.36-9+deb12u10")
+
+
+def test_what_apt_cannot_do_is_read(inspect_host):
+    said = (
+        "The following packages have unmet dependencies:\n"
+        " libnginx-mod-http-lua : Depends: nginx-abi-1.22.1-7 but it is not installable\n"
+    )
+    end = "E: Unable to correct problems, you have held broken packages.\n"
+    assert inspect_host.conflicts(said + end) == [
+        "libnginx-mod-http-lua : Depends: nginx-abi-1.22.1-7 but it is not installable"
+    ]
+    torn = "E: Unmet dependencies. Try 'apt --fix-broken install' with no packages.\n"
+    assert inspect_host.conflicts(said + torn) == [], "a killed run's, healed by the next"
+    assert inspect_host.conflicts("E: Unable to locate package nginx\n") == []

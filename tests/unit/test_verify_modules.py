@@ -78,16 +78,38 @@ def test_memory_of_a_users_processes(background):
     as_root = os.geteuid() == 0
     uid, user = (65534, {"user": "nobody"}) if as_root else (os.getuid(), {})
 
+    def measured():
+        return memory.measured(memory.processes_of(uid))
+
     def held():
-        return max((found["bytes"] for found in memory.processes_of(uid).values()), default=0)
+        return max((found["bytes"] for found in measured().values()), default=0)
 
     python = "/usr/bin/python3" if as_root else sys.executable
     hold = f"a = b'x' * {64 * MIB}; import time; time.sleep(60)"
     process = background([python, "-c", hold], ready=lambda: held() >= 64 * MIB, **user)
-    found = memory.processes_of(uid)[str(process.pid)]
+    found = measured()[str(process.pid)]
     assert found["measure"] == "pss"
     assert found["name"].startswith("python")
     assert 64 * MIB <= found["bytes"] < 96 * MIB
+
+
+def test_memory_of_what_holds_a_port(background, free_port):
+    """The one that listens and what it started, but not another program of the same user."""
+    memory, port = load("engine_memory"), free_port()
+    serve = (
+        "import socket, subprocess, sys, time; s = socket.create_server(('', int(sys.argv[1])));"
+        " subprocess.Popen(['sleep', '61']).wait()"
+    )
+
+    def names():
+        return sorted(
+            one["name"][:5] for one in memory.measured(memory.processes_on(port)).values()
+        )
+
+    background(["sleep", "62"])
+    background([sys.executable, "-c", serve, port], ready=lambda: len(names()) == 2)
+    assert names() == ["pytho", "sleep"]
+    assert memory.processes_on(free_port()) == []
 
 
 def test_memory_falls_back_to_the_resident_size(tmp_path):

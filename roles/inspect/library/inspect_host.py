@@ -11,6 +11,7 @@ import platform
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import urllib.error
@@ -72,6 +73,19 @@ options:
     description: This project's name for docker compose.
     type: str
     default: deepseek-r1
+  adopt_ollama:
+    description: TCP port of an Ollama of somebody else's that is to serve; empty for none.
+    type: str
+    default: ""
+  adopt_redis:
+    description: Address of a Redis of somebody else's, C(unix:/path) or C(ADDRESS:PORT); empty
+      for none.
+    type: str
+    default: ""
+  gateway_user:
+    description: User that must be able to open a Redis socket.
+    type: str
+    default: r1-gateway
   os_release:
     description: File that says which operating system this is.
     type: str
@@ -173,6 +187,11 @@ models_present:
   description: Complete models under O(data_path) as C(NAME/PRECISION).
   type: list
   elements: str
+  returned: always
+adopted:
+  description: What O(adopt_ollama) and O(adopt_redis) found, as C({ollama, redis}); each null when
+    not asked for. C(ollama) is C({version, models_path, error}), C(redis) is C({error}).
+  type: dict
   returned: always
 packages_missing:
   description: Those of O(packages) that are not installed.
@@ -522,6 +541,60 @@ def foreign(own_paths, own_users):
     return seen
 
 
+def ollama_store(pid):
+    """Where an Ollama keeps its models, by its environment."""
+    pairs = read(f"/proc/{pid}/environ").split("\0")
+    values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if values.get("OLLAMA_MODELS"):
+        return values["OLLAMA_MODELS"]
+    home = values.get("HOME") or pwd.getpwuid(int(status(pid, "Uid")[0])).pw_dir
+    return f"{home}/.ollama/models"
+
+
+def adopted_ollama(port, holder):
+    found = {"version": None, "models_path": None, "error": None}
+    here = len(status("self", "NSpid"))
+    if not holder or holder["process"] != "ollama" or len(status(holder["pid"], "NSpid")) != here:
+        return {**found, "error": "no Ollama of this host holds the port"}
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{port}/api/version", timeout=5) as answer:
+            version = json.load(answer)["version"]
+    except (OSError, ValueError, KeyError) as error:
+        return {**found, "error": f"it does not tell its version ({error})"}
+    return {**found, "version": version, "models_path": ollama_store(holder["pid"])}
+
+
+def may_open(path, user):
+    """Whether a user, there yet or not, may use a socket of somebody else's."""
+    state = path.stat()
+    try:
+        groups = os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
+    except KeyError:
+        groups = []
+    return bool(state.st_mode & 0o002) or (state.st_mode & 0o020 and state.st_gid in groups)
+
+
+def adopted_redis(where, user):
+    """Say PING to a Redis."""
+    try:
+        if where.startswith("unix:"):
+            connection, path = socket.socket(socket.AF_UNIX), where[5:]
+            connection.settimeout(3)
+            connection.connect(path)
+            if not may_open(Path(path), user):
+                return {"error": f"user {user} may not open it"}
+        else:
+            host, _, port = where.rpartition(":")
+            connection = socket.create_connection((host, int(port)), 3)
+        with connection:
+            connection.sendall(b"PING\r\n")
+            answer = connection.recv(200).decode(errors="replace").strip()
+    except (OSError, ValueError) as error:
+        return {"error": f"it cannot be reached ({error})"}
+    return {"error": None if answer == "+PONG" else f"it answers {answer or 'nothing'}"}
+
+
 def probe(url, timeout, answer):
     try:
         with urllib.request.urlopen(url, timeout=timeout):
@@ -682,6 +755,9 @@ def main():
             "policy_mark": {"type": "str", "default": ""},
             "command": {"type": "str", "default": "/usr/local/bin/deepseek-r1"},
             "compose_project": {"type": "str", "default": "deepseek-r1"},
+            "adopt_ollama": {"type": "str", "default": ""},
+            "adopt_redis": {"type": "str", "default": ""},
+            "gateway_user": {"type": "str", "default": "r1-gateway"},
             "os_release": {"type": "str", "default": "/etc/os-release"},
         },
         supports_check_mode=True,
@@ -704,6 +780,7 @@ def main():
     if engine["running"]:
         containers = guarded("containers", published, asked["compose_project"], default={})
     missing = guarded("packages", packages_missing, asked["packages"], default=[])
+    held = guarded("ports", holders, ports, *own, containers, default={})
     seen = {
         "os": guarded("operating system", operating_system, asked["os_release"], default={}),
         "arch": platform.machine(),
@@ -728,7 +805,8 @@ def main():
         },
         "manager": guarded("manager", manager, asked["command"], default=""),
         "docker": engine,
-        "ports": guarded("ports", holders, ports, *own, containers, default={}),
+        "ports": held,
+        "adopted": {"ollama": None, "redis": None},
         "foreign": guarded("foreign servers", foreign, *own, default=[]),
         "packages_missing": missing,
         "packages_disturbed": [],
@@ -738,6 +816,11 @@ def main():
         "uids": {},
         "models_present": guarded("models", models_present, asked["data_path"], default=[]),
     }
+    if port := asked["adopt_ollama"]:
+        seen["adopted"]["ollama"] = guarded("Ollama", adopted_ollama, port, held.get(port))
+    if where := asked["adopt_redis"]:
+        redis = guarded("Redis", adopted_redis, where, asked["gateway_user"])
+        seen["adopted"]["redis"] = redis
     seen.update(guarded("packages", package_effects, missing, default={}))
     seen.update(guarded("users", own_accounts, asked["own_users"], default={}))
     seen.update(guarded("memory", memory, default={}))

@@ -28,8 +28,7 @@ description:
     second run changes nothing and check mode needs no running server.
   - Weights on the same file system are hard linked into Ollama's store and need no second
     copy on disk.
-  - Blobs that no model of the store refers to any more are removed. Use a store that belongs to
-    this module alone.
+  - Blobs that no model of the store refers to any more are removed, unless the store is I(shared).
 options:
   name:
     description: Name under which the model answers.
@@ -48,6 +47,15 @@ options:
     description: The server's OLLAMA_MODELS.
     type: path
     required: true
+  record:
+    description: File that remembers which models this module made; I(models_path)/sources.json
+      where not given.
+    type: path
+  shared:
+    description: The store is somebody else's too. Nothing but this model is touched, and a model
+      of this name that is not of this module's making is refused.
+    type: bool
+    default: false
   gguf:
     description: GGUF file on the host.
     type: path
@@ -182,10 +190,10 @@ def manifest_parts(name, host=LIBRARY):
 class Store:
     """What Ollama keeps on disk, and beside it a record of what was made from what."""
 
-    def __init__(self, root):
+    def __init__(self, root, record=None):
         self.root = Path(root)
         self.blobs = self.root / "blobs"
-        self.record = self.root / "sources.json"
+        self.record = Path(record or self.root / "sources.json")
         self.known = read_json(self.record) or {"files": {}, "made": {}}
 
     def manifest(self, parts):
@@ -233,6 +241,14 @@ class Store:
         """Remembers that this manifest is what came of this wish."""
         self.known["made"]["/".join(parts)] = self.pair(parts, wanted)
 
+    def owned(self, parts):
+        """Whether a model of this name is free to take, or of our own making as it is."""
+        manifest = self.manifest(parts)
+        made = self.known["made"].get("/".join(parts))
+        if not manifest.exists():
+            return True
+        return bool(made) and made[1] == sha256_of(manifest)
+
     def noted(self, parts, wanted):
         return self.known["made"].get("/".join(parts)) == self.pair(parts, wanted)
 
@@ -242,9 +258,10 @@ class Store:
     def save(self):
         files = self.known["files"]
         self.known["files"] = {path: files[path] for path in files if Path(path).exists()}
-        if not self.root.is_dir() or self.known == read_json(self.record):
+        folder = self.record.parent
+        if not folder.is_dir() or self.known == read_json(self.record):
             return
-        handle, temporary = tempfile.mkstemp(dir=self.root, prefix=".sources-")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".sources-")
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump(self.known, stream, indent=1, sort_keys=True)
         Path(temporary).replace(self.record)
@@ -323,7 +340,7 @@ class Model:
     def __init__(self, module):
         self.given = module.params
         self.check = module.check_mode
-        self.store = Store(self.given["models_path"])
+        self.store = Store(self.given["models_path"], self.given["record"])
         self.server = Server(self.given["url"])
         self.parts = manifest_parts(self.given["name"])
         registry = urllib.parse.urlsplit(self.given["registry"])
@@ -337,6 +354,7 @@ class Model:
             "template": self.given["template"],
             "parameters": self.given["parameters"],
         }
+        self.refuse_others()
         before = self.store.model(self.parts)
         right = before and (before == wanted or self.store.noted(self.parts, wanted))
         after = before if right else wanted
@@ -353,7 +371,16 @@ class Model:
             result["loaded"] = self.load()
         return result, before or {}, after
 
+    def refuse_others(self):
+        if self.given["shared"] and not self.store.owned(self.parts):
+            raise Refused(
+                f"{self.title(self.parts)} in {self.store.root} was not made by this project; fix: "
+                f"give yours another name (ollama cp {self.given['name']} NAME, ollama rm "
+                f"{self.given['name']}), or choose another model"
+            )
+
     def absent(self):
+        self.refuse_others()
         before = self.store.model(self.parts)
         there = self.store.manifest(self.parts).exists()
         if there and not self.check:
@@ -511,6 +538,8 @@ class Model:
     def tidy(self):
         """Removes what nobody needs: the name that was pulled, and blobs without a model."""
         removed = []
+        if self.given["shared"]:
+            return removed
         if self.pulled and self.pulled != self.parts:
             manifest = self.store.manifest(self.pulled)
             if manifest.exists():
@@ -551,6 +580,8 @@ def main():
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "url": {"type": "str", "default": "http://127.0.0.1:11434"},
             "models_path": {"type": "path", "required": True},
+            "record": {"type": "path"},
+            "shared": {"type": "bool", "default": False},
             "gguf": {"type": "path"},
             "folder": {"type": "path"},
             "pull": {"type": "str"},

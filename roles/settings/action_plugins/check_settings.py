@@ -49,6 +49,11 @@ FORMS = {
         "is not a size",
         "give a number with kb, mb or gb: 256mb",
     ),
+    "gateway_redis": (
+        r"auto|unix:/\S+|[^/\s]+:\d+",
+        "is no address of a Redis",
+        "give auto, unix:/PATH or ADDRESS:PORT",
+    ),
     "gateway_read_timeout": (r"[1-9]\d*", "is not above 0", "give seconds, 600 or more"),
 }
 ADDRESSES = {"gateway_address", "gateway_engine_address"}
@@ -232,6 +237,19 @@ def contradictions(settings: dict, host: str) -> list[str]:
             )
         if kv_type not in KV_OF_TENSORS:
             clash("kv_cache_dtype", f"is not known to engine {engine}", "use auto, bf16 or fp8")
+
+    adopted = str(value("ollama_adopt")).lower() in ("true", "yes", "1")
+    redis = value("gateway_redis") or "auto"
+    if adopted and engine not in ("auto", "ollama"):
+        clash("ollama_adopt", f"means nothing to engine {engine}", "set engine to auto or ollama")
+    if adopted and kv_type not in ("auto", "f16"):
+        clash("kv_cache_dtype", "is for the adopted Ollama to choose", "use auto")
+    if value("runtime") == "compose":
+        own = "set runtime to native, or take its own one: "
+        if adopted:
+            clash("ollama_adopt", "cannot be reached from containers", own + "ollama_adopt false")
+        if redis != "auto":
+            clash("gateway_redis", "cannot be reached from containers", own + "gateway_redis auto")
 
     tokens, sequences = str(value("max_num_batched_tokens")), str(value("max_num_seqs"))
     if tokens.isdigit() and sequences.isdigit() and int(tokens) < int(sequences):

@@ -28,8 +28,9 @@ def judge_memory(measured, memory):
     if measured.get("failed"):
         return False, f"engine_memory failed on the host: {measured.get('msg')}"
     if not measured["processes"]:
+        who = f"user {memory['user']}" if "user" in memory else f"port {memory['port']}"
         return False, (
-            f"no process of user {memory['user']} runs on the host. Likely cause: the engine "
+            f"no process of {who} runs on the host. Likely cause: the engine "
             f"stopped. Next: `deepseek-r1 status`, then {logs}"
         )
     used, where = measured["bytes"], "main memory"
@@ -88,7 +89,7 @@ class ActionModule(ActionBase):
     def check_memory(self, params, task_vars):
         """Measured last, when the engine has answered."""
         start, memory = time.monotonic(), params["memory"]
-        arguments = {"user": memory["user"], "gpu": memory.get("gpu", False)}
+        arguments = {key: memory[key] for key in ("user", "port", "gpu") if key in memory}
         measured = self._execute_module("engine_memory", arguments, task_vars=task_vars)
         passed, detail = judge_memory(measured, memory)
         seconds = round(time.monotonic() - start, 3)

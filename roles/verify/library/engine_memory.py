@@ -1,6 +1,8 @@
 #!/usr/bin/python
 """Measure the memory of the engine's processes."""
 
+import contextlib
+import os
 import pwd
 import re
 import shutil
@@ -12,13 +14,15 @@ DOCUMENTATION = r"""
 module: engine_memory
 short_description: Measure the memory of the engine's processes
 description:
-  - Adds up the main memory of all processes of a user, and what they hold on each GPU.
-    Changes nothing.
+  - Adds up the main memory of all processes of a user, or of the one that holds a port with all
+    it started, and what they hold on each GPU. Changes nothing.
 options:
   user:
     description: Name of the user the engine runs as.
     type: str
-    required: true
+  port:
+    description: TCP port that the engine holds, for one whose user runs other programs too.
+    type: int
   gpu:
     description: Whether to ask nvidia-smi too.
     type: bool
@@ -64,13 +68,50 @@ def measure(folder):
 
 
 def processes_of(uid):
+    return [folder for folder in Path("/proc").glob("[0-9]*") if owner(folder) == uid]
+
+
+def owner(folder):
+    try:
+        return folder.stat().st_uid
+    except FileNotFoundError:  # it ended meanwhile
+        return None
+
+
+def processes_on(port):
+    """The processes that hold a listening port, and all that they started."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+        inodes |= {r[9] for r in rows if r[3] == "0A" and int(r[1].rpartition(":")[2], 16) == port}
+    sockets = {f"socket:[{inode}]" for inode in inodes}
+    folders = list(Path("/proc").glob("[0-9]*"))
+    found = [folder for folder in folders if sockets & links(folder / "fd")]
+    parents = {folder: parent(folder) for folder in folders}
+    for one in found:
+        found += [f for f in folders if parents[f] == one.name and f not in found]
+    return found
+
+
+def links(folder):
+    try:
+        return {os.readlink(link) for link in folder.iterdir()}  # noqa: PTH115
+    except OSError:
+        return set()
+
+
+def parent(folder):
+    try:
+        return re.search(r"^PPid:\s+(\d+)", (folder / "status").read_text(), re.MULTILINE).group(1)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def measured(folders):
     found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if folder.stat().st_uid == uid:
-                found[folder.name] = measure(folder)
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            continue
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            found[folder.name] = measure(folder)
     return found
 
 
@@ -88,13 +129,20 @@ def fullest_gpu(module, pids):
 
 def main():
     module = AnsibleModule(
-        {"user": {"type": "str", "required": True}, "gpu": {"type": "bool", "default": False}},
+        {
+            "user": {"type": "str"},
+            "port": {"type": "int"},
+            "gpu": {"type": "bool", "default": False},
+        },
+        required_one_of=[("user", "port")],
         supports_check_mode=True,
     )
+    user, port = module.params["user"], module.params["port"]
     try:
-        found = processes_of(pwd.getpwnam(module.params["user"]).pw_uid)
+        folders = processes_on(port) if port else processes_of(pwd.getpwnam(user).pw_uid)
     except KeyError:
-        found = {}
+        folders = []
+    found = measured(folders)
     module.exit_json(
         changed=False,
         processes=found,
