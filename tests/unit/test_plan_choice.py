@@ -132,6 +132,27 @@ def test_an_engine_that_cannot_be_deployed_yet_is_planned_and_refused():
     assert "vLLM is fastest on this card" in reasons(plan(cards(1, H100), True))
 
 
+@pytest.mark.parametrize(
+    ("asked", "init", "told"),
+    [
+        ("auto", "", "native, auto takes it, since it needs neither Docker nor images; systemd runs"
+         " the services where the host has it, else a supervisor."),
+        ("native", "systemd", "native, as set; systemd runs the services."),
+        ("native", "none", "a supervisor runs the services, for the host has no systemd."),
+        ("compose", "systemd", "compose, as set; Docker runs each service in a container."),
+    ],
+)  # fmt: skip
+def test_the_runtime_has_a_reason(asked, init, told):
+    seen = {"ram_mib": 24000, "ram_available_mib": 20000, "cpu": {"count": 2, "flags": []},
+            "gpus": [], "disk": {"path": "/", "free_mib": 500000}}  # fmt: skip
+    inspection = seen | {"init": init} if init else None
+    settings = {"runtime": asked} | ({} if init else {"plan_hardware": PLAIN})
+    found = make_plan("box", settings, CATALOGUE, inspection, True)
+    assert found["runtime"] == ("compose" if asked == "compose" else "native")
+    assert not [text for text in found["problems"] if text.startswith("runtime")]
+    assert told in reasons(found)
+
+
 def test_tensor_parallel_must_divide_the_heads():
     found = plan(cards(8, H100), engine="vllm", model="deepseek-r1-7b", tensor_parallel_size=8)
     assert (

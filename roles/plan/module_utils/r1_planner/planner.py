@@ -50,10 +50,14 @@ class _Plan:
         self.host, self.settings, self.models = host, settings, models
         self.for_deploy, self.wishes, self.hardware = for_deploy, wishes, hardware
         self.measured = not settings.get("plan_hardware")
+        self.runtime = "native" if wishes.runtime == "auto" else wishes.runtime
         self.answers = inspection.get("sources") if self.measured else None
         self.present = set(inspection.get("models_present") or []) if self.measured else set()
         self.problems, self.reasons, self.fallback = [], [f"hardware: {hardware.words}."], False
         self.reasons += hardware.notes
+        self.reasons.append(
+            reasons.runtime(self.runtime, wishes.runtime, inspection.get("init") or "")
+        )
         self.disk = choose.disk_check(hardware, self.present, self.measured)
 
     def make(self):
@@ -179,12 +183,11 @@ class _Plan:
     def _as_dict(self, chosen, shown, download):
         shown = chosen or shown
         largest = None if chosen else self.largest()
-        runtime = "native" if self.wishes.runtime == "auto" else self.wishes.runtime
         key = "memory_per_gpu" if shown.gpus else "memory"
         return {
             "host": self.host,
             "engine": shown.engine,
-            "runtime": runtime,
+            "runtime": self.runtime,
             "model": shown.model.name if chosen or self.wishes.model != "auto" else None,
             "served_model_name": shown.model.name,
             "precision": shown.precision if chosen or self.wishes.precision != "auto" else None,

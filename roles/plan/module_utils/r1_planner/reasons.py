@@ -164,6 +164,21 @@ def not_deployable(setting, value, known):
     )
 
 
+_MANAGERS = {
+    "systemd": "systemd runs the services",
+    "none": "a supervisor runs the services, for the host has no systemd",
+    "": "systemd runs the services where the host has it, else a supervisor",
+}
+
+
+def runtime(chosen, asked, init):
+    """Who starts the services; init is what the host was seen to run, empty where none looked."""
+    if chosen == "compose":
+        return "runtime: compose, as set; Docker runs each service in a container."
+    why = "as set" if asked == chosen else "auto takes it, since it needs neither Docker nor images"
+    return f"runtime: native, {why}; {_MANAGERS[init]}."
+
+
 def alternative(found):
     """What else would fit, with what it would give."""
     held = found.memory
