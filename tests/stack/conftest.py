@@ -41,6 +41,13 @@ def clean_box():
         one.remove()
 
 
+@pytest.fixture(scope="module")
+def module_box():
+    """A machine for the tests of one file, nothing deployed."""
+    with machine.Machine(image.CLEAN_DEBIAN12) as one:
+        yield Box(one, REPO)
+
+
 @pytest.fixture(scope="session")
 def shared_box():
     """The machine that the tests take over from each other; see Box.want."""
