@@ -24,6 +24,7 @@ class Run:
     """A finished run of a playbook: its result, and the recap's number of changes."""
 
     result: Result
+    recap: re.Pattern = RECAP
 
     @property
     def output(self) -> str:
@@ -34,9 +35,13 @@ class Run:
         return self.result.seconds
 
     @property
+    def tasks(self) -> int:
+        return self.output.count("\nTASK [")
+
+    @property
     def changed(self) -> int:
-        found = RECAP.search(self.result.ok().output)
-        assert found, f"no clean recap for local in:\n{self.output[-3000:]}"
+        found = self.recap.search(self.result.ok().output)
+        assert found, f"no clean recap in:\n{self.output[-3000:]}"
         return int(found.group(1))
 
     def changes(self) -> str:
@@ -45,6 +50,8 @@ class Run:
 
 
 class Box:
+    port = PORT
+
     def __init__(self, machine: Machine, repo: Path | None = None):
         """Put a clone of the repository on the machine, unless it has one."""
         self.machine = machine
@@ -92,17 +99,20 @@ class Box:
 
     def verified(self) -> dict:
         """The last verify's report; fails when one of its checks failed."""
-        report = self.machine.json(f"{CLONE}/reports/local/verify.json")
+        report = self.report("verify")
         wrong = [check for check in report["checks"] if not check["passed"]]
         assert report["passed"] and not wrong, json.dumps(wrong, indent=2)
         return report
+
+    def report(self, name: str) -> dict:
+        return self.machine.json(f"{CLONE}/reports/local/{name}.json")
 
     # Through the user's door, from outside the machine
 
     def ask(self, path: str, body: dict | None = None, key: str | None = None):
         """(status, headers, body) of a request; status 0 when nobody answers."""
         request = urllib.request.Request(
-            f"http://{self.machine.address}:{PORT}{path}",
+            f"http://{self.machine.address}:{self.port}{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
@@ -144,8 +154,10 @@ class Box:
                     return time.monotonic() - start
             said = f"{status} {body[:500]!r}"
             time.sleep(0.1)
-        logs = self.machine.run("tail -n 20 /var/log/deepseek-r1/*.log").output
-        raise AssertionError(f"no answer within {seconds} s; last: {said}\n{logs}")
+        raise AssertionError(f"no answer within {seconds} s; last: {said}\n{self.logs()}")
+
+    def logs(self) -> str:
+        return self.machine.run("tail -n 20 /var/log/deepseek-r1/*.log").output
 
     # What there is on the machine
 

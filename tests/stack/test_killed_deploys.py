@@ -3,17 +3,25 @@
 import os
 import random
 import re
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from box import CLONE, Box
+from hosts import image
+from hosts.remote import Remote
 from hosts.shell import say
+from remote import RemoteBox
 
+REPO = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
 POINTS = int(os.environ.get("STACK_KILLS", "10"))
 SEED = int(os.environ.get("STACK_SEED", "3"))
+# Of each kind of remote host; every second time the host goes off instead of the controller.
+REMOTE_POINTS = int(os.environ.get("STACK_REMOTE_KILLS", "3"))
 AT_ONCE = min(4, os.cpu_count() or 1)
 
 
@@ -24,7 +32,7 @@ def test_a_deploy_killed_at_any_point_heals_by_running_again(shared_box, tmp_pat
     shared_box.machine.run("rm -r /var/lib/deepseek-r1").ok()
     with shared_box.machine.copies() as copy, ThreadPoolExecutor(AT_ONCE) as workers:
         whole = next(workers.map(lambda _: whole_deploy(copy), range(AT_ONCE)))
-        points = choose(whole.seconds, whole.output.count("\nTASK ["))
+        points = choose(whole.seconds, whole.tasks)
         say(f"seed {SEED}: {POINTS} kills, half by time and half by task (STACK_SEED, STACK_KILLS)")
         rows = list(workers.map(lambda point: kill_and_heal(copy, point, tmp_path), points))
     say("killed at s | healed in s | changed after | task at which it died")
@@ -45,6 +53,46 @@ def test_a_deploy_killed_while_packages_are_installed_heals(clean_box, tmp_path)
     assert box.machine.run("ls /usr/sbin/policy-rc.d").rc != 0, "a policy is left behind"
     assert box.machine.run("dpkg --audit").ok().output == ""
     assert box.services()["other"] == []
+
+
+REMOTE = {
+    "systemd": (image.SYSTEMD_DEBIAN13, {}),
+    "compose": (image.SYSTEMD_DEBIAN12, {"runtime": "compose", "images": "build"}),
+}
+
+
+@pytest.mark.parametrize(
+    "manager", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in REMOTE]
+)
+def test_a_deploy_over_ssh_heals_after_a_kill_or_a_power_cut(manager, tmp_path):
+    recipe, settings = REMOTE[manager]
+    with Remote(recipe) as host:
+        box = RemoteBox(host, REPO, tmp_path, **settings)
+        whole = box.deploy("deploy, not killed")
+        whole.result.ok()
+        rows = []
+        for number, point in enumerate(choose(whole.seconds, whole.tasks, REMOTE_POINTS)):
+            box.teardown("-e", "host_remove_data=true")
+            rows.append(cut_and_heal(box, point, tmp_path / f"{number}.log", number % 2 == 1))
+    say(f"{manager}: cut at s | healed in s | changed after | task at which it was cut")
+    for row in rows:
+        say(row)
+
+
+def cut_and_heal(box: RemoteBox, point: tuple[int, float], log: Path, power: bool) -> str:
+    tasks, seconds = point
+    start = time.monotonic()
+    process = box.start(log)
+    wait_for(lambda: log.read_bytes().count(b"\nTASK [") >= tasks)
+    time.sleep(seconds)
+    moment = time.monotonic() - start
+    if power:
+        box.machine.restart()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+    where = f"{'host off and on' if power else 'controller killed'}, {last_task(log)}"
+    healed = heal(box, f"{moment:.1f} s, {where}")
+    return f"{moment:6.1f} | {healed:6.1f} | 0 | {where}"
 
 
 def test_packages_left_in_any_state_are_finished(clean_box):
@@ -72,15 +120,15 @@ def installs(box, package: str) -> bool:
     )
 
 
-def choose(seconds: float, tasks: int) -> list[tuple[int, float]]:
+def choose(seconds: float, tasks: int, points: int = POINTS) -> list[tuple[int, float]]:
     """Points to kill at: (tasks that have begun, seconds after that).
 
     Half are random moments, which mostly meet the few slow tasks; half are random tasks.
     """
     chance = random.Random(SEED)
-    moments = [(0, chance.uniform(0.5, seconds)) for _ in range(POINTS - POINTS // 2)]
+    moments = [(0, chance.uniform(0.5, seconds)) for _ in range(points - points // 2)]
     return sorted(
-        moments + [(chance.randint(1, tasks), chance.random()) for _ in range(POINTS // 2)]
+        moments + [(chance.randint(1, tasks), chance.random()) for _ in range(points // 2)]
     )
 
 
@@ -110,6 +158,10 @@ def kill(box, process, log) -> str:
     """SIGKILL the deploy with all it started; return the task it was in."""
     box.machine.kill_tree("make deploy")
     process.wait(10)
+    return last_task(log)
+
+
+def last_task(log: Path) -> str:
     tasks = re.findall(r"^TASK \[(.*?)\]", log.read_text(errors="replace"), re.MULTILINE)
     return tasks[-1] if tasks else "before the first task"
 
