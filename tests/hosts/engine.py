@@ -23,11 +23,11 @@ def answers() -> bool:
 
 def ensure() -> None:
     """Return when `docker info` answers; install and start what is missing."""
+    CACHE.mkdir(parents=True, exist_ok=True)
     if answers():
         return
     if os.geteuid() != 0:
         raise HostError("no Docker engine answers you. Fix: start it, or join the group docker")
-    CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "engine.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be at it
         if not shutil.which("dockerd"):

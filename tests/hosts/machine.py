@@ -50,32 +50,57 @@ class Machine:
 
     def __init__(self, recipe: image.Recipe, *options: str):
         engine.ensure()
-        self._start(recipe.name, image.ensure(recipe), *options)
-        self._reach_the_registries()
+        self._create(recipe, image.ensure(recipe), *options)
+        with self._removed_on_error():
+            self._furnish()
+            self._power_on()
+            self._reach_the_registries()
 
-    def _start(self, host_name: str, tag: str, *options: str) -> None:
-        self.name = f"{LABEL}-{host_name}-{uuid.uuid4().hex[:6]}"
-        self.host_name, self.options = host_name, options
+    def _create(self, recipe: image.Recipe, tag: str, *options: str) -> None:
+        self.name = f"{LABEL}-{recipe.name}-{uuid.uuid4().hex[:6]}"
+        self.recipe, self.options = recipe, options
         self.environment = debian.environment()
-        # /run is empty after a restart, as on a machine; --init reaps what has no parent.
-        run("docker", "run", "--detach", "--init", "--name", self.name, "--hostname", host_name,
-            "--label", LABEL, "--tmpfs", "/run:exec,mode=755", *options, tag)  # fmt: skip
+        run("docker", "create", "--name", self.name, "--hostname", recipe.name,
+            "--label", LABEL, *recipe.options, *options, tag)  # fmt: skip
+
+    def _furnish(self) -> None:
+        """Put files on a new machine's disk before it starts."""
+
+    def _power_on(self) -> None:
+        run("docker", "start", self.name)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return when the machine does what its kind does after a start."""
 
     @contextlib.contextmanager
     def copies(self):
-        """Give a function that makes machines with this one's disk as it is now."""
+        """Give a function that makes machines with this one's disk as it is now.
+
+        What a recipe has on a volume (Docker's images and containers) is not on the disk.
+        """
         tag = f"{image.REPOSITORY}/snapshot:{uuid.uuid4().hex[:6]}"
         run("docker", "commit", self.name, tag)
 
         def copy() -> Machine:
-            machine = Machine.__new__(Machine)
-            machine._start(self.host_name, tag, *self.options)
+            machine = type(self).__new__(type(self))
+            machine._create(self.recipe, tag, *self.options)
+            with machine._removed_on_error():
+                machine._power_on()
             return machine
 
         try:
             yield copy
         finally:
             run("docker", "rmi", "--force", tag, check=False)
+
+    @contextlib.contextmanager
+    def _removed_on_error(self):
+        try:
+            yield
+        except BaseException:
+            self.remove()
+            raise
 
     def __enter__(self) -> "Machine":
         return self
@@ -89,6 +114,7 @@ class Machine:
     def restart(self) -> None:
         """Power off and on: every process ends, /run is empty, the disk stays."""
         run("docker", "restart", "--time", "0", self.name)
+        self.wait_ready()
 
     @property
     def address(self) -> str:
@@ -144,13 +170,7 @@ class Machine:
     # Files
 
     def write(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
-        data = content.encode() if isinstance(content, str) else content
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
-            entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.size, entry.mode, entry.mtime = len(data), mode, int(time.time())
-            tar.addfile(entry, io.BytesIO(data))
-        self._unpack(buffer.getvalue(), "/")
+        self._unpack(packed(path, content, mode), "/")
 
     def read(self, path: str) -> str:
         return self.run(f"cat {shlex.quote(path)}").ok().output
@@ -238,6 +258,18 @@ class Machine:
         self.kill(*doomed, signal=19)
         self.kill(*doomed)
         return doomed
+
+
+def packed(path: str, content: str | bytes, mode: int = 0o644, owner: int = 0) -> bytes:
+    """A tar archive of one file, to be unpacked at the root."""
+    data = content.encode() if isinstance(content, str) else content
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        entry = tarfile.TarInfo(path.lstrip("/"))
+        entry.size, entry.mode, entry.mtime = len(data), mode, int(time.time())
+        entry.uid = entry.gid = owner
+        tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 def _address(text: str) -> str:
