@@ -36,7 +36,7 @@ unit: .venv-test ## Run the tests that leave this machine as it is
 	$(pytest) -m 'not stack'
 
 stack: .venv-test ## Deploy the whole stack in clean machines and test it
-	$(pytest) -m stack
+	$(pytest) -m stack --numprocesses 2 --dist loadgroup
 
 docs: .venv-test ## Rewrite the tables of both READMEs
 	.venv-test/bin/python bin/readme

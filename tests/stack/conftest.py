@@ -1,5 +1,6 @@
 """A clean machine with the stack on it, shared by all whole-stack tests of a run."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,15 +15,26 @@ from box import Box  # noqa: E402  (found only from here on)
 from hosts import image, machine, shell  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Side by side run the files, and within a file what names a group of its own."""
+    for item in items:
+        if "stack" in item.keywords and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _show_steps(pytestconfig):
     """Steps and their seconds are shown while the tests run, whatever pytest captures."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     one_at_a_time = threading.Lock()
 
+    # What a worker of pytest-xdist writes to its output is lost.
+    stream = sys.stderr if "PYTEST_XDIST_WORKER" in os.environ else sys.stdout
+
     def show(text: str) -> None:
         with one_at_a_time, capture.global_and_fixture_disabled():
-            print(f"\n  {text}", end="", flush=True)
+            print(f"\n  {text}", end="", flush=True, file=stream)
 
     shell.show = show
 
