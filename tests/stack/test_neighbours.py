@@ -52,7 +52,8 @@ def refusal(run) -> str:
     assert run.result.rc, run.output
     assert "changed=0 " in run.output
     assert "Refused, nothing was changed." in run.output
-    return " ".join(run.output.split())
+    words = " ".join(run.output.split())
+    return words[words.index("Refused, nothing") :]
 
 
 def test_an_nginx_of_another_source_is_not_replaced(module_box):

@@ -250,6 +250,20 @@ def test_our_own_services_are_known_by_their_user(inspect_host):
         assert inspect_host.holders({port}, [], "r1-", {})[str(port)]["ours"] is False
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_holders_that_root_in_a_container_may_not_look_into(inspect_host, background, free_port):
+    """Without CAP_SYS_PTRACE only the user itself sees what its processes hold."""
+    port = free_port()
+    serve = ["/usr/bin/python3", "-c", SERVE, port]
+    process = background(serve, ready=answers(port), user="nobody")
+    (inode,) = sockets = inspect_host.listeners({port})
+    number = str(sockets[inode][1])
+    assert inspect_host.sockets_of(number, sockets) == {inode: [process.pid]}
+    assert inspect_host.status(process.pid, "Uid")[0] == number
+    environment = inspect_host.as_user(number, "cat", f"/proc/{process.pid}/environ")
+    assert "PATH=" in environment
+
+
 def test_sources_are_asked_at_once(look, hub, free_port):
     start = time.monotonic()
     sources = look(

@@ -94,22 +94,19 @@ def test_memory_of_a_users_processes(background):
 
 
 def test_memory_of_what_holds_a_port(background, free_port):
-    """The one that listens and what it started, but not another program of the same user."""
+    """All of its user's processes that have its name, and no other."""
     memory, port = load("engine_memory"), free_port()
-    serve = (
-        "import socket, subprocess, sys, time; s = socket.create_server(('', int(sys.argv[1])));"
-        " subprocess.Popen(['sleep', '61']).wait()"
+    serve = "import socket, sys, time; s = socket.create_server(('', int(sys.argv[1])));"
+    process = background(
+        ["/usr/bin/python3", "-c", serve + "time.sleep(60)", port],
+        ready=lambda: memory.user_of(port) is not None,
     )
-
-    def names():
-        return sorted(
-            one["name"][:5] for one in memory.measured(memory.processes_on(port)).values()
-        )
-
-    background(["sleep", "62"])
-    background([sys.executable, "-c", serve, port], ready=lambda: len(names()) == 2)
-    assert names() == ["pytho", "sleep"]
-    assert memory.processes_on(free_port()) == []
+    other = background(["sleep", "60"])
+    name = Path(f"/proc/{process.pid}/comm").read_text().strip()
+    found = memory.measured(memory.processes_of(memory.user_of(port), name))
+    assert str(process.pid) in found
+    assert str(other.pid) not in found
+    assert memory.user_of(free_port()) is None
 
 
 def test_memory_falls_back_to_the_resident_size(tmp_path):

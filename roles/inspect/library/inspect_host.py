@@ -456,6 +456,36 @@ def socket_holders(inodes):
     return found
 
 
+def sockets_of(user, inodes):
+    """The same for the processes of one user, asked as that user: root in a container may not."""
+    pids = [
+        p.name for p in Path("/proc").glob("[0-9]*") if (status(p.name, "Uid") or "-")[0] == user
+    ]
+    folders = [f"/proc/{pid}/fd" for pid in pids]
+    found = {}
+    said = as_user(user, "find", *folders, "-lname", "socket:*", "-printf", "%p %l\\n")
+    for pid, inode in re.findall(r"^/proc/(\d+)/fd/\d+ socket:\[(\d+)\]$", said, re.MULTILINE):
+        if inode in inodes:
+            found.setdefault(inode, []).append(int(pid))
+    return found
+
+
+def all_holders(sockets):
+    found = socket_holders(sockets)
+    for user in {str(uid) for inode, (_, uid, _) in sockets.items() if inode not in found}:
+        found.update(sockets_of(user, sockets))
+    return found
+
+
+def as_user(user, *argv):
+    if os.geteuid() != 0 or int(user) == 0:
+        return ""
+    done = subprocess.run(
+        argv, user=int(user), capture_output=True, text=True, timeout=20, check=False
+    )
+    return done.stdout
+
+
 def user_name(number):
     try:
         return pwd.getpwuid(number).pw_name
@@ -483,7 +513,7 @@ def is_ours(pid, user, own_paths, own_users):
 
 def holders(ports, own_paths, own_users, containers):
     sockets = listeners(ports)
-    pids = socket_holders(sockets) if sockets else {}
+    pids = all_holders(sockets) if sockets else {}
     held = {}
     for inode, (port, uid, where) in sockets.items():
         candidates = pids.get(inode, [])
@@ -520,7 +550,7 @@ def foreign(own_paths, own_users):
         pid, name = int(folder.name), read(folder / "comm").strip()
         if name in SERVERS and len(status(pid, "NSpid")) == depth:
             found[pid] = name
-    held = socket_holders(sockets) if found else {}
+    held = all_holders(sockets) if found else {}
     seen = []
     for pid, name in sorted(found.items()):
         user = user_name(int((status(pid, "Uid") or [0])[0]))
@@ -543,11 +573,13 @@ def foreign(own_paths, own_users):
 
 def ollama_store(pid):
     """Where an Ollama keeps its models, by its environment."""
-    pairs = read(f"/proc/{pid}/environ").split("\0")
+    text = read(f"/proc/{pid}/environ")
+    user = status(pid, "Uid")[0]
+    pairs = (text or as_user(user, "cat", f"/proc/{pid}/environ")).split("\0")
     values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if values.get("OLLAMA_MODELS"):
         return values["OLLAMA_MODELS"]
-    home = values.get("HOME") or pwd.getpwuid(int(status(pid, "Uid")[0])).pw_dir
+    home = values.get("HOME") or pwd.getpwuid(int(user)).pw_dir
     return f"{home}/.ollama/models"
 
 

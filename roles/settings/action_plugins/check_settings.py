@@ -97,7 +97,10 @@ def load_roles(roles: Path) -> tuple[dict, set]:
     for path in sorted(paths, key=lambda path: (path.parts[-3] != "settings", path)):
         entries = yaml.load(path.read_text(encoding="utf-8"), Loader)["argument_specs"]
         for entry in entries.values():
-            specs.update(entry.get("options") or {})
+            options = entry.get("options") or {}
+            # What is required is handed over by another role, and no setting.
+            specs.update({k: option for k, option in options.items() if not option.get("required")})
+            names.update(options.keys() - specs.keys())
     for path in roles.glob("*/*/*.yml"):
         if path.parent.name in ("vars", "defaults"):
             names.update(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))

@@ -89,7 +89,9 @@ class ActionModule(ActionBase):
     def check_memory(self, params, task_vars):
         """Measured last, when the engine has answered."""
         start, memory = time.monotonic(), params["memory"]
-        arguments = {key: memory[key] for key in ("user", "port", "gpu") if key in memory}
+        arguments = {
+            key: memory[key] for key in ("user", "port", "program", "gpu") if key in memory
+        }
         measured = self._execute_module("engine_memory", arguments, task_vars=task_vars)
         passed, detail = judge_memory(measured, memory)
         seconds = round(time.monotonic() - start, 3)

@@ -2,7 +2,6 @@
 """Measure the memory of the engine's processes."""
 
 import contextlib
-import os
 import pwd
 import re
 import shutil
@@ -14,15 +13,18 @@ DOCUMENTATION = r"""
 module: engine_memory
 short_description: Measure the memory of the engine's processes
 description:
-  - Adds up the main memory of all processes of a user, or of the one that holds a port with all
-    it started, and what they hold on each GPU. Changes nothing.
+  - Adds up the main memory of all processes of a user, or of those of one name, and what they
+    hold on each GPU. Changes nothing.
 options:
   user:
     description: Name of the user the engine runs as.
     type: str
   port:
-    description: TCP port that the engine holds, for one whose user runs other programs too.
+    description: TCP port that the engine holds, where its user is not known.
     type: int
+  program:
+    description: Name of the engine's processes, for a user who runs others too.
+    type: str
   gpu:
     description: Whether to ask nvidia-smi too.
     type: bool
@@ -67,8 +69,9 @@ def measure(folder):
     return {"name": (folder / "comm").read_text().strip(), "bytes": size, "measure": how}
 
 
-def processes_of(uid):
-    return [folder for folder in Path("/proc").glob("[0-9]*") if owner(folder) == uid]
+def processes_of(uid, program=None):
+    found = [folder for folder in Path("/proc").glob("[0-9]*") if owner(folder) == uid]
+    return [folder for folder in found if program in (None, name(folder))]
 
 
 def owner(folder):
@@ -78,33 +81,21 @@ def owner(folder):
         return None
 
 
-def processes_on(port):
-    """The processes that hold a listening port, and all that they started."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
-        inodes |= {r[9] for r in rows if r[3] == "0A" and int(r[1].rpartition(":")[2], 16) == port}
-    sockets = {f"socket:[{inode}]" for inode in inodes}
-    folders = list(Path("/proc").glob("[0-9]*"))
-    found = [folder for folder in folders if sockets & links(folder / "fd")]
-    parents = {folder: parent(folder) for folder in folders}
-    for one in found:
-        found += [f for f in folders if parents[f] == one.name and f not in found]
-    return found
-
-
-def links(folder):
+def name(folder):
     try:
-        return {os.readlink(link) for link in folder.iterdir()}  # noqa: PTH115
-    except OSError:
-        return set()
-
-
-def parent(folder):
-    try:
-        return re.search(r"^PPid:\s+(\d+)", (folder / "status").read_text(), re.MULTILINE).group(1)
+        return (folder / "comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def user_of(port):
+    """Number of the user whose process listens on a port."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                return int(fields[7])
+    return None
 
 
 def measured(folders):
@@ -132,6 +123,7 @@ def main():
         {
             "user": {"type": "str"},
             "port": {"type": "int"},
+            "program": {"type": "str"},
             "gpu": {"type": "bool", "default": False},
         },
         required_one_of=[("user", "port")],
@@ -139,7 +131,8 @@ def main():
     )
     user, port = module.params["user"], module.params["port"]
     try:
-        folders = processes_on(port) if port else processes_of(pwd.getpwnam(user).pw_uid)
+        uid = user_of(port) if port else pwd.getpwnam(user).pw_uid
+        folders = [] if uid is None else processes_of(uid, module.params["program"])
     except KeyError:
         folders = []
     found = measured(folders)
