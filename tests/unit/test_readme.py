@@ -13,6 +13,7 @@ import yaml
 REPO = Path(__file__).resolve().parents[2]
 FILES = ("README.md", "README.zh.md")
 READMES = {name: (REPO / name).read_text(encoding="utf-8") for name in FILES}
+EXAMPLES = {"case.yml", "inventories/default/host_vars/gpu-box.yml"}
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GENERATED = re.compile(r"<!-- (\w+): made by bin/readme -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 
@@ -80,24 +81,37 @@ def test_every_setting_has_chinese_and_no_other():
 
 
 def test_both_have_the_same_structure():
-    shapes = []
-    for name in FILES:
-        text = FENCE.sub("", READMES[name])
-        shapes.append(
-            {
-                "headings": re.findall(r"^(#+) ", text, re.MULTILINE),
-                "list items": [len(part) for part in sections(text, r"^- ")],
-                "table rows": [len(part) for part in sections(text, r"^\| ")],
-                "generated": [block for block, _ in GENERATED.findall(text)],
-                "measured": len(re.findall("<!-- /?measured -->", text)),
-            }
-        )
-    assert shapes[0] == shapes[1]
-    assert len(shapes[0]["headings"]) > 15
+    english, chinese = ([shape(part) for part in sections(name)] for name in FILES)
+    assert len(english) == len(chinese) > 15
+    for number, (mine, other) in enumerate(zip(english, chinese, strict=True)):
+        assert mine == other, f"section {number}: {sections('README.md')[number][:60]!r}"
 
 
-def sections(text, pattern):
-    return [re.findall(pattern, part, re.MULTILINE) for part in re.split(r"^## ", text, flags=re.M)]
+def sections(name):
+    """The text under each `##`, tables of bin/readme left out: those are compared as they are."""
+    return re.split(r"^## ", GENERATED.sub("", READMES[name]), flags=re.MULTILINE)
+
+
+def shape(section):
+    """What a section is made of, whatever the language."""
+    text = FENCE.sub("```", section)
+    rows = [re.split(r" \| ", row) for row in re.findall(r"^\| (.+) \|$", text, re.MULTILINE)]
+    prose = re.sub(r"`[^`\n]*`", "", text)
+    return {
+        "headings": re.findall(r"^#+ ", text, re.MULTILINE),
+        "blocks and items": re.findall(r"^(```|- |<!-- /?\w+ -->)", text, re.MULTILINE),
+        "links": len(re.findall(r"\]\([^)]+\)", text)),
+        "table cells": [[names(cell) for cell in row] for row in rows],
+        "names in prose": sorted(
+            re.findall(r"`[^`\n]*`", re.sub(r"^\|.*\n", "", text, flags=re.M))
+        ),
+        "numbers": sorted(re.findall(r"(?<![A-Za-z\d.-])\d(?:[\d.,]*\d)?", prose)),
+    }
+
+
+def names(cell):
+    """What stands in code font, whatever its order."""
+    return sorted(re.findall(r"`([^`\n]+)`", cell))
 
 
 def test_both_have_the_same_code():
@@ -144,7 +158,7 @@ def test_paths_exist(name):
     folders = "roles|playbooks|inventories|tests|bin|docs|requirements|compose"
     path = re.compile(rf"(?<![\w/.-])((?:{folders})/[\w./-]*|(?:\.ci/)\w+|\w+\.yml)(?![\w/])")
     text = "\n".join([*blocks(name, "bash", "text"), *code_spans(name)])
-    found = set(path.findall(text)) - {"case.yml"}
+    found = set(path.findall(text)) - EXAMPLES
     assert len(found) > 10
     missing = [one for one in found if not (REPO / one).exists() and not of_a_role(one)]
     assert missing == []
