@@ -1,5 +1,5 @@
 # Everything a clone needs. `make help` lists the targets.
-.PHONY: help deploy plan verify teardown test lint unit stack docs lock clean
+.PHONY: help deploy plan verify teardown test lint unit stack hosts docs lock clean
 .DEFAULT_GOAL := help
 
 HOST ?= local
@@ -29,7 +29,8 @@ lint: .venv-test ## Check style: YAML, roles, Python, shell
 	.venv-test/bin/yamllint .
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
-	.venv-test/bin/shellcheck bin/bootstrap .ci/run tests/run tests/try-host roles/host/files/*.sh
+	.venv-test/bin/shellcheck bin/bootstrap .ci/run tests/run tests/try-host \
+	  roles/host/files/*.sh tests/hosts/files/*.sh
 	.venv-test/bin/ansible-lint
 
 unit: .venv-test ## Run the tests that leave this machine as it is
@@ -37,6 +38,9 @@ unit: .venv-test ## Run the tests that leave this machine as it is
 
 stack: .venv-test ## Deploy the whole stack in clean machines and test it
 	$(pytest) -m stack --numprocesses 2 --dist loadgroup
+
+hosts: ## Bring up test hosts over SSH, with an inventory of them
+	@python3 tests/hosts up
 
 docs: .venv-test ## Rewrite the tables of both READMEs
 	.venv-test/bin/python bin/readme

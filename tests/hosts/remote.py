@@ -4,7 +4,7 @@ import json
 import subprocess
 import time
 
-from . import engine, image, keys, network, scan
+from . import debian, engine, image, keys, network, scan
 from .machine import Machine, Result, packed
 from .shell import HostError, run
 
@@ -13,6 +13,14 @@ class Remote(Machine):
     """A host with sshd, for root and for `admin`, who may sudo: one of image.REMOTE."""
 
     port = 22
+
+    @classmethod
+    def found(cls, name: str, recipe: image.Recipe) -> "Remote":
+        """A host that runs already."""
+        host = cls.__new__(cls)
+        host.name, host.recipe, host.options = name, recipe, ()
+        host.environment = debian.environment()
+        return host
 
     def _create(self, recipe: image.Recipe, tag: str, *options: str) -> None:
         keys.ensure()
@@ -62,14 +70,23 @@ class Remote(Machine):
         return Result(command, done.returncode, done.stdout, time.monotonic() - start)
 
     def wait_ready(self, seconds: float = 60) -> None:
-        """Return when `admin` gets in and, where there is systemd, every unit is up."""
-        ready = "systemctl is-system-running" if self.has_systemd else "echo running"
+        """Return when every unit is up, where there is systemd, and `admin` gets in."""
         deadline = time.monotonic() + seconds
-        while (said := self.ssh(ready, "admin", timeout=seconds).output.strip()) != "running":
-            if said == "degraded" or time.monotonic() > deadline:
-                failed = self.run("systemctl --failed --no-pager").output
-                raise HostError(f"{self.name} is not ready: {said}\n{failed}")
-            time.sleep(0.2)
+        if self.has_systemd:
+            self._wait_booted(deadline)
+        while (said := self.ssh("true", "admin")).rc:
+            if "Connection refused" not in said.output or time.monotonic() > deadline:
+                raise HostError(f"{self.name} does not let admin in: {said.output}")
+            time.sleep(0.1)
+
+    def _wait_booted(self, deadline: float) -> None:
+        # Asked from within: sshd would hold its refusals during the boot against this machine.
+        state = ""
+        while state != "running":
+            if state == "degraded" or time.monotonic() > deadline:
+                why = self.run("systemctl --no-pager --failed; systemctl list-jobs").output
+                raise HostError(f"{self.name} is not ready: {state}\n{why}")
+            state = self.run("systemctl is-system-running --wait", timeout=60).output.strip()
 
     def reboot(self) -> None:
         """A power cycle, from outside; returns when the host is ready again."""
