@@ -255,12 +255,12 @@ def test_holders_that_root_in_a_container_may_not_look_into(inspect_host, backgr
     """Without CAP_SYS_PTRACE only the user itself sees what its processes hold."""
     port = free_port()
     serve = ["/usr/bin/python3", "-c", SERVE, port]
-    process = background(serve, ready=answers(port), user="nobody")
+    process = background(serve, ready=answers(port), user="nobody", group="nogroup")
     (inode,) = sockets = inspect_host.listeners({port})
     number = str(sockets[inode][1])
     assert inspect_host.sockets_of(number, sockets) == {inode: [process.pid]}
     assert inspect_host.status(process.pid, "Uid")[0] == number
-    environment = inspect_host.as_user(number, "cat", f"/proc/{process.pid}/environ")
+    environment = inspect_host.as_owner(process.pid, "cat", f"/proc/{process.pid}/environ")
     assert "PATH=" in environment
 
 

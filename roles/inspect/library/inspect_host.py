@@ -460,16 +460,25 @@ def socket_holders(inodes):
 
 def sockets_of(user, inodes):
     """The same for the processes of one user, asked as that user: root in a container may not."""
-    pids = [
-        p.name for p in Path("/proc").glob("[0-9]*") if (status(p.name, "Uid") or "-")[0] == user
-    ]
-    folders = [f"/proc/{pid}/fd" for pid in pids]
     found = {}
-    said = as_user(user, "find", *folders, "-lname", "socket:*", "-printf", "%p %l\\n")
-    for pid, inode in re.findall(r"^/proc/(\d+)/fd/\d+ socket:\[(\d+)\]$", said, re.MULTILINE):
-        if inode in inodes:
-            found.setdefault(inode, []).append(int(pid))
+    for process in Path("/proc").glob("[0-9]*"):
+        if (status(process.name, "Uid") or [None])[0] == user:
+            said = as_owner(
+                process.name, "find", process / "fd", "-lname", "socket:*", "-printf", "%l "
+            )
+            for inode in re.findall(r"socket:\[(\d+)\]", said):
+                if inode in inodes:
+                    found.setdefault(inode, []).append(int(process.name))
     return found
+
+
+def as_owner(pid, *argv):
+    """What a command says with the numbers of a process's user and group."""
+    user, group = (int((status(pid, field) or [0])[0]) for field in ("Uid", "Gid"))
+    if os.geteuid() != 0 or user == 0:
+        return ""
+    options = {"capture_output": True, "text": True, "errors": "replace", "timeout": 20}
+    return subprocess.run(argv, user=user, group=group, check=False, **options).stdout
 
 
 def all_holders(sockets):
@@ -576,12 +585,11 @@ def foreign(own_paths, own_users):
 def ollama_store(pid):
     """Where an Ollama keeps its models, by its environment."""
     text = read(f"/proc/{pid}/environ")
-    user = status(pid, "Uid")[0]
-    pairs = (text or as_user(user, "cat", f"/proc/{pid}/environ")).split("\0")
+    pairs = (text or as_owner(pid, "cat", f"/proc/{pid}/environ")).split("\0")
     values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if values.get("OLLAMA_MODELS"):
         return values["OLLAMA_MODELS"]
-    home = values.get("HOME") or pwd.getpwuid(int(user)).pw_dir
+    home = values.get("HOME") or pwd.getpwuid(int(status(pid, "Uid")[0])).pw_dir
     return f"{home}/.ollama/models"
 
 
