@@ -142,14 +142,36 @@ def test_make_targets_exist(name):
     assert set(used) - targets == set()
 
 
+MANAGERS = ("systemd", "supervisor", "compose")
+
+
 @both
-def test_commands_of_the_host_exist(name):
-    script = (REPO / "roles/supervisor/templates/deepseek-r1.j2").read_text()
-    verbs = set(re.findall(r"^  ([a-z]+)\) ", script, re.MULTILINE))
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_commands_of_the_host_exist(name, manager):
+    script = (REPO / f"roles/{manager}/templates/deepseek-r1.j2").read_text(encoding="utf-8")
+    assert script.splitlines()[1] == f"# manager: {manager}"
+    verbs = set(re.findall(r"^  ([a-z]+)\)\s", script, re.MULTILINE))
     texts = [*blocks(name, "bash"), *code_spans(name)]
     used = {verb for text in texts for verb in re.findall(r"(?:^|\n)deepseek-r1 (\w+)", text)}
     assert used == {"start", "stop", "restart", "status", "logs"}
     assert used <= verbs
+
+
+@both
+def test_tags_are_those_of_the_play(name):
+    (play,) = yaml.safe_load((REPO / "deploy.yml").read_text(encoding="utf-8"))
+    tags = {tag for one in tags_of(play) for tag in one} - {"always"}
+    told = next(line for line in READMES[name].splitlines() if "`services`, `model`" in line
+                or "`services`、`model`" in line)  # fmt: skip
+    assert set(names(told)) == tags
+    for text in blocks(name, "bash"):
+        for given in re.findall(r"--tags (\S+)", text):
+            assert set(given.split(",")) <= tags
+
+
+def tags_of(play):
+    for task in play["tasks"]:
+        yield task["tags"] if isinstance(task["tags"], list) else [task["tags"]]
 
 
 @both
