@@ -52,7 +52,7 @@ class Remote(Machine):
 
     @property
     def has_systemd(self) -> bool:
-        return self.recipe in image.SYSTEMD
+        return self.recipe.command == image.SYSTEMD_DEBIAN12.command
 
     @property
     def address(self) -> str:
@@ -81,12 +81,12 @@ class Remote(Machine):
 
     def _wait_booted(self, deadline: float) -> None:
         # Asked from within: sshd would hold its refusals during the boot against this machine.
-        state = ""
-        while state != "running":
+        ask = "systemctl is-system-running --wait"
+        while (state := self.run(ask, timeout=60).output.strip()) != "running":
             if state == "degraded" or time.monotonic() > deadline:
                 why = self.run("systemctl --no-pager --failed; systemctl list-jobs").output
                 raise HostError(f"{self.name} is not ready: {state}\n{why}")
-            state = self.run("systemctl is-system-running --wait", timeout=60).output.strip()
+            time.sleep(0.2)
 
     def reboot(self) -> None:
         """A power cycle, from outside; returns when the host is ready again."""
