@@ -69,7 +69,7 @@ class Remote(Machine):
         )  # fmt: skip
         return Result(command, done.returncode, done.stdout, time.monotonic() - start)
 
-    def wait_ready(self, seconds: float = 60) -> None:
+    def wait_ready(self, seconds: float = 180) -> None:
         """Return when every unit is up, where there is systemd, and `admin` gets in."""
         deadline = time.monotonic() + seconds
         if self.has_systemd:
