@@ -70,7 +70,7 @@ def settings():
             "engine_args": {"threads": 2, "gpu_layers": 0},
             "prompt": {"forced_think": True},
         },
-        "inspect_result": {"arch": "x86_64"},
+        "inspect_result": {"arch": "x86_64", "ollama_owner": None, "uids": {}},
         "r1_pulled": False,
         "r1_adopted_ollama": False,
         "r1_engine_bind": "127.0.0.1",

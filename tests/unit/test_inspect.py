@@ -292,7 +292,11 @@ def test_sources_are_asked_at_once(look, hub, free_port):
 def test_only_complete_models_are_present(look, tmp_path):
     write(tmp_path / "models/tiny-r1/q4_k_m/.complete", "{}")
     write(tmp_path / "models/deepseek-r1-7b/awq/model.safetensors.incomplete", "")
-    assert look(data_path=str(tmp_path))["models_present"] == ["tiny-r1/q4_k_m"]
+    seen = look(data_path=str(tmp_path))
+    assert seen["models_present"] == ["tiny-r1/q4_k_m"]
+    assert seen["ollama_owner"] is None
+    (tmp_path / "ollama").mkdir()
+    assert look(data_path=str(tmp_path))["ollama_owner"] == os.getuid()
 
 
 def test_packages_and_users(look):

@@ -171,7 +171,7 @@ def test_made_secrets_are_strong(checks):
 
 
 def test_secret_files(checks, tmp_path):
-    assert checks.check_secret_files(tmp_path / "missing") == []
+    assert checks.check_secret_files(tmp_path / "missing", None) == []
     strong = "sk-" + secrets.token_urlsafe(32)
     for name, text, mode in [
         ("api_key", "changeme", 0o600),
@@ -182,7 +182,7 @@ def test_secret_files(checks, tmp_path):
     ]:
         (tmp_path / name).write_text(text + "\n")
         (tmp_path / name).chmod(mode)
-    weak, readable = checks.check_secret_files(tmp_path)
+    weak, readable = checks.check_secret_files(tmp_path, lambda _: strong)
     assert weak.startswith(f"{tmp_path}/api_key: value (hidden) is a placeholder; fix: rm ")
     assert readable.startswith(f"{tmp_path}/api_key.alice: value (hidden) is open to every user")
     assert f"chmod 600 '{tmp_path}/api_key.alice'" in readable

@@ -183,6 +183,11 @@ sources:
   description: Each source as C({url, answers, error}).
   type: dict
   returned: always
+ollama_owner:
+  description: Number of the user whom the folder C(ollama) under O(data_path) belongs to, null
+    without one.
+  type: int
+  returned: always
 models_present:
   description: Complete models under O(data_path) as C(NAME/PRECISION).
   type: list
@@ -665,6 +670,13 @@ def models_present(data_path):
     return sorted("/".join(mark.parts[-3:-1]) for mark in marks)
 
 
+def owner(path):
+    try:
+        return Path(path).stat().st_uid
+    except FileNotFoundError:
+        return None
+
+
 def packages_missing(packages):
     if not packages or not shutil.which("dpkg-query"):
         return packages
@@ -856,6 +868,7 @@ def main():
         "policy_left": guarded("policy", policy_left, asked["policy_mark"], default=False),
         "users": {},
         "uids": {},
+        "ollama_owner": guarded("Ollama's store", owner, f"{asked['data_path']}/ollama"),
         "models_present": guarded("models", models_present, asked["data_path"], default=[]),
     }
     if port := asked["adopt_ollama"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 from ansible import constants as C
+from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 
@@ -40,6 +41,7 @@ AUTO_OR_COUNT = {
     "tensor_parallel_size",
     "pipeline_parallel_size",
 }
+AUTO_OR_FLAG = {"enforce_eager", "secrets_keep_on_host"}
 URLS = {"modelscope_endpoint", "huggingface_endpoint", "ollama_registry"}
 # name: (pattern of the whole value, what is wrong, what to give)
 FORMS = {
@@ -151,7 +153,7 @@ def check_range(name, value, kind) -> tuple[str, str] | None:
     elif name == "gpu_memory_utilization" and str(value) != "auto":
         if not re.fullmatch(r"\d*\.?\d+", str(value)) or not 0.05 <= float(value) <= 0.99:
             return "is neither auto nor a share", "give auto, or a share from 0.05 to 0.99"
-    elif name == "enforce_eager" and str(value).lower() not in ("auto", "true", "false"):
+    elif name in AUTO_OR_FLAG and str(value).lower() not in ("auto", "true", "false"):
         return "is neither auto nor a truth value", "give auto, true or false"
     elif name in URLS and not re.fullmatch(r"https?://[^\s/]+\S*", str(value)):
         return "is not a URL", "give http://HOST or https://HOST"
@@ -308,7 +310,8 @@ def weak_secret(secret: str) -> str | None:
     return None
 
 
-def check_secret_files(folder: Path) -> list[str]:
+def check_secret_files(folder: Path, decrypt) -> list[str]:
+    """The files of a host's secrets; decrypt(path) gives the text of one that is encrypted."""
     found = []
     for path in sorted(folder.glob("*")) if folder.is_dir() else []:
         if not path.is_file():
@@ -319,8 +322,15 @@ def check_secret_files(folder: Path) -> list[str]:
                     path, "(hidden)", "is open to every user of this machine", f"chmod 600 '{path}'"
                 )
             )
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
-        if path.name.startswith(("api_key", "engine_key")) and "$ANSIBLE_VAULT" not in text:
+        if path.name.startswith(("api_key", "engine_key")):
+            text = path.read_text(encoding="utf-8", errors="replace").strip()
+            try:
+                text = decrypt(str(path)).strip() if text.startswith("$ANSIBLE_VAULT") else text
+            except AnsibleError as error:
+                fix = "give its password with --ask-vault-pass or --vault-password-file"
+                why = str(error).splitlines()[0].rstrip(".")
+                found.append(problem(path, "(encrypted)", f"cannot be decrypted ({why})", fix))
+                continue
             weakness = weak_secret(text)
             if weakness:
                 found.append(
@@ -398,7 +408,7 @@ class ActionModule(ActionBase):
         host = task_vars["inventory_hostname"]
         self.problems += contradictions(settings, host)
         folder = settings.get("secrets_path") or project / "secrets" / host
-        self.problems += check_secret_files(Path(folder))
+        self.problems += check_secret_files(Path(folder), self._loader.get_text_file_contents)
         self.problems += check_checkout(project)
 
         # A later task would stumble over a setting that cannot be computed.
