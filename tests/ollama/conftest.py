@@ -71,6 +71,7 @@ def settings():
             "prompt": {"forced_think": True},
         },
         "inspect_result": {"arch": "x86_64", "ollama_owner": None, "uids": {}},
+        "r1_manager": "supervisor",
         "r1_pulled": False,
         "r1_adopted_ollama": False,
         "r1_engine_bind": "127.0.0.1",
