@@ -262,6 +262,19 @@ def test_plays_without_preflight_refuse_wrong_settings_too(play):
     assert run.code == 2
 
 
+@pytest.mark.parametrize(
+    "task",
+    ["Make a system user for each service", "Write nginx's configuration", "Load the model*"],
+)
+def test_a_start_in_the_middle_is_explained(play, task):
+    run = play({"model": "tiny-r1"}, "--check", "--start-at-task", task, playbook="deploy.yml")
+    said = " ".join(run.output.split())
+    assert run.code == 2, run.output
+    assert "--start-at-task skipped the tasks that look at the host" in said
+    assert "use --tags instead (host, model, engine, redis, gateway, services, verify)" in said
+    assert "changed=0" in said
+
+
 OURS = "import socket, sys, time; s = socket.create_server(('', int(sys.argv[1]))); time.sleep(60)"
 
 
