@@ -46,7 +46,8 @@ class Run:
 
     def changes(self) -> str:
         """The tasks that changed something, for a failed assertion."""
-        return "\n".join(re.findall(r"^TASK \[(.*?)\].*\n(?:.*\n)*?changed: ", self.output, re.M))
+        tasks = re.split(r"^(?=TASK \[)", self.output, flags=re.MULTILINE)
+        return "".join(task for task in tasks if re.search(r"^changed: ", task, re.MULTILINE))
 
 
 class Box:
