@@ -29,12 +29,11 @@ def _show_steps(pytestconfig):
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     one_at_a_time = threading.Lock()
 
-    # What a worker of pytest-xdist writes to its output is lost.
-    stream = sys.stderr if "PYTEST_XDIST_WORKER" in os.environ else sys.stdout
+    worker = "PYTEST_XDIST_WORKER" in os.environ  # whose standard output is lost
 
     def show(text: str) -> None:
         with one_at_a_time, capture.global_and_fixture_disabled():
-            print(f"\n  {text}", end="", flush=True, file=stream)
+            print(f"\n  {text}", end="", flush=True, file=sys.stderr if worker else sys.stdout)
 
     shell.show = show
 
