@@ -173,6 +173,60 @@ def test_contradictions_are_refused_at_once(play, free_port):
     run.assert_refused(len(expected))
 
 
+def test_servers_of_others_and_containers_are_contradictions(play):
+    run = play(
+        {
+            "model": "tiny-r1",
+            "runtime": "compose",
+            "engine": "llamacpp",
+            "ollama_adopt": True,
+            "gateway_redis": "127.0.0.1:6379",
+            "kv_cache_dtype": "q8_0",
+        },
+    )
+    expected = {
+        "ollama_adopt: value True means nothing to engine llamacpp": "set engine to auto or ollama",
+        "ollama_adopt: value True cannot be reached from containers": "set runtime to native",
+        "gateway_redis: value '127.0.0.1:6379' cannot be reached": "gateway_redis auto",
+        "kv_cache_dtype: value 'q8_0' is for the adopted Ollama to choose": "use auto",
+    }
+    for start, part in expected.items():
+        assert part in run.problem(start)
+    run.assert_refused(len(expected))
+    (form,) = play({"gateway_redis": "redis://here", "model": "tiny-r1"}).problems
+    assert form.startswith("gateway_redis: value 'redis://here'")
+    assert form.endswith("is no address of a Redis; fix: give auto, unix:/PATH or ADDRESS:PORT")
+
+
+NGINX = "daemon off; pid {0}/pid; error_log stderr; events {{}} http {{ server {{ listen {1}; }} }}"
+
+
+def test_servers_of_others_come_with_a_way_to_live_with_them(play, background, free_port, tmp_path):
+    web, cache, engine = free_port(), free_port(), free_port()
+
+    def answers(port):
+        def probe():
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        return probe
+
+    (tmp_path / "nginx.conf").write_text(NGINX.format(tmp_path, web))
+    background(["/usr/sbin/nginx", "-c", tmp_path / "nginx.conf"], ready=answers(web))
+    redis = ["redis-server", "--port", cache, "--requirepass", "hush", "--save", ""]
+    background(redis, ready=answers(cache), cwd=tmp_path)
+    given = {"model": "tiny-r1", "gateway_port": web, "engine_port": engine, "ollama_adopt": True}
+    run = play(given | {"gateway_redis": f"127.0.0.1:{cache}"})
+    expected = {
+        f"gateway_port: value {web} is held by nginx (pid ": "let your nginx pass to it",
+        f"ollama_adopt: value true finds nothing on engine_port {engine}": "mostly 11434",
+        f"gateway_redis: value '127.0.0.1:{cache}' cannot be used: it answers -NOAUTH": "auto",
+    }
+    for start, part in expected.items():
+        assert part in run.problem(start)
+    run.assert_refused(len(expected))
+
+
 def test_too_little_disk_is_refused(play, tmp_path):
     (tmp_path / "disk").mkdir()
     run = play(

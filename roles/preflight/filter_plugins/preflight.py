@@ -252,9 +252,9 @@ def preflight_problems(settings_problems, seen, plan, rules, wanted) -> list[str
         found += system_problems(seen, rules)
         found += engine_problems(seen, plan, rules)
         found += port_problems(seen, wanted["ports"])
-        if wanted["adopt_ollama"]:
+        if wanted["adopt_ollama"] and "ollama_adopt" not in named:
             found += ollama_problems(seen, wanted["adopt_ollama"], rules)
-        if wanted["adopt_redis"]:
+        if wanted["adopt_redis"] and "gateway_redis" not in named:
             found += redis_problems(seen, wanted["adopt_redis"])
         if not wanted["package_changes"]:
             found += package_problems(seen, wanted["runtime"])
