@@ -182,6 +182,7 @@ def play(tmp_path, paths, *extra, **settings) -> str:
         paths
         | {
             "secrets_path": str(tmp_path / "secrets"),
+            "data_path": str(tmp_path / "data"),
             "secrets_api_keys": KEYS,
             "secrets_engine_key": ENGINE_KEY,
             "plan_result": {"engine": "llamacpp", "served_model_name": "x", "precision": "q8_0"}
@@ -197,7 +198,9 @@ def play(tmp_path, paths, *extra, **settings) -> str:
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(settings))
     book = tmp_path / "play.yml"
-    book.write_text("- hosts: all\n  gather_facts: false\n  roles: [redis, gateway]\n")
+    given = {"ansible.builtin.import_role": {"name": "secrets"}, "when": False}
+    roles = {"pre_tasks": [given], "roles": ["redis", "gateway"]}
+    book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, **roles}]))
     files = [REPO / f"roles/settings/{kind}/main.yml" for kind in ("defaults", "vars")]
     given = [part for path in [*files, file] for part in ("-e", f"@{path}")]
     argv = [PLAYBOOK, "-i", "test-host,", book, *given, "--diff"]
@@ -245,6 +248,18 @@ def test_output_shows_no_secret(played):
     for output in (played.dry, played.first):
         for secret in (KEYS[0]["key"], ENGINE_KEY, server_key):
             assert secret not in output
+
+
+def test_a_lost_authority_is_taken_from_the_host(played):
+    made, copies = played.folder / "secrets/tls", played.folder / "data/secrets/tls"
+    before = {path.name: path.read_text() for path in made.iterdir()}
+    assert {path.name: path.read_text() for path in copies.iterdir()} == before
+    assert {oct(path.stat().st_mode)[-3:] for path in copies.iterdir()} == {"600"}
+    shutil.rmtree(made)
+    play(played.folder, played.paths, **played.settings)
+    assert {path.name: path.read_text() for path in made.iterdir()} == before
+    assert oct((made / "ca.crt").stat().st_mode)[-3:] == "644"
+    assert "changed=0" in play(played.folder, played.paths, **played.settings)
 
 
 @pytest.mark.parametrize("kind", ["self_signed", "own"])

@@ -13,6 +13,7 @@ from ansible.plugins.action import ActionBase
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
     "names": {"type": "list", "elements": "str", "required": True},
+    "make": {"type": "bool", "default": True},
     "prefix": {"type": "str", "default": "sk-", "no_log": False},
     "copies": {"type": "path", "required": True},
     "keep": {"type": "bool", "default": False},
@@ -46,14 +47,18 @@ class ActionModule(ActionBase):
         missing = [name for name in names if not texts[name]]
         if names[-1] in missing:
             texts.update(self.on_host(copies | {"names": missing}, task_vars)["texts"])
-        for name in missing:
-            texts[name] = texts.get(name) or given["prefix"] + secrets.token_urlsafe(32)
-            if not self._task.check_mode:
+        if given["make"]:
+            made = {name: given["prefix"] + secrets.token_urlsafe(32) for name in missing}
+            texts = {name: text or made[name] for name, text in texts.items()}
+        texts = {name: text for name, text in texts.items() if text}
+        missing = [name for name in missing if name in texts]
+        if not self._task.check_mode:
+            for name in missing:
                 write(folder / name, texts[name])
         changed = bool(missing)
         if given["keep"]:
             changed |= self.on_host(copies | {"texts": texts}, task_vars)["changed"]
-        encrypted = [name for name in names if texts[name].startswith(VAULT)]
+        encrypted = [name for name, text in texts.items() if text.startswith(VAULT)]
         return {
             "changed": changed,
             "made": [str(folder / name) for name in missing],

@@ -79,6 +79,7 @@ def keep(folder, texts, check_mode):
         os.chown(folder, os.geteuid(), os.getegid())
         folder.chmod(0o700)
         for name in stale:
+            (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
             write(folder / name, texts[name])
     return bool(stale or open_folder)
 

@@ -21,6 +21,10 @@ options:
     type: list
     elements: str
     required: true
+  make:
+    description: Whether a file that is nowhere is made; else it is passed over.
+    type: bool
+    default: true
   prefix:
     description: Text put before each random part, so that a leaked key is easy to recognise.
     type: str
