@@ -1,5 +1,6 @@
 """tests/try-host, which users run against hosts of their own: what it refuses."""
 
+import re
 import subprocess
 
 import pytest
@@ -15,3 +16,14 @@ def test_a_host_must_be_named(repo, arguments):
     assert done.stderr == (
         "try-host: name a host or group of the inventory: tests/try-host gpu-box\n"
     )
+
+
+def test_the_guide_tells_every_step(repo):
+    script = (repo / "tests/try-host").read_text(encoding="utf-8")
+    guide = (repo / "docs/test-hosts.md").read_text(encoding="utf-8")
+    steps = re.findall(r'^ *step "([^"]+)"', script, re.MULTILINE)
+    told = re.findall(r"^\| ([^|`]+?)(?:, with `(\w+)=yes`)? \| [^|]+ \|$", guide, re.MULTILINE)
+    rows = [name for name, _switch in told if name not in ("Step", "Host")]
+    assert [name for name in steps if name != "verify after it"] == rows
+    for switch in filter(None, (switch for _name, switch in told)):
+        assert f"${{{switch}:-no}}" in script
