@@ -210,7 +210,7 @@ def test_teardown_takes_the_models_when_told(box):
 # What is there after a teardown and in no package's list of files.
 MAY_STAY = (
     # ours, on purpose: models, and on the controller the clone with its secrets and reports
-    r"/var/lib/deepseek-r1(/(models|ollama)(/.*)?)?",
+    r"/var/lib/deepseek-r1(/(models|secrets)(/.*)?)?",
     rf"{CLONE}(/.*)?",
     r"/root/ollama",
     # Ansible's and pip's own caches in root's home
