@@ -2,9 +2,12 @@
 
 import json
 import re
+import socket
+import sys
 
 import pytest
-from hosts.shell import say
+from hosts import image, machine
+from hosts.shell import run, say
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
@@ -57,14 +60,14 @@ def refusal(run) -> str:
 
 
 def test_an_nginx_of_another_source_is_not_replaced(module_box):
-    machine = module_box.machine
-    machine.write("/root/foreign/DEBIAN/control", FOREIGN_NGINX)
-    machine.run("apt-get -qq update && dpkg-deb --build foreign f.deb && dpkg --install f.deb").ok()
+    host = module_box.machine
+    host.write("/root/foreign/DEBIAN/control", FOREIGN_NGINX)
+    host.run("apt-get -qq update && dpkg-deb --build foreign f.deb && dpkg --install f.deb").ok()
     said = refusal(module_box.deploy("make deploy beside an nginx of another source"))
     assert "packages: value 'libnginx-mod-http-lua : Depends: nginx-abi-" in said
     assert "remove what comes from another source, or set runtime to compose" in said
-    assert "1.29.3" in machine.run("dpkg-query --show nginx").ok().output
-    machine.run("dpkg --purge nginx && rm -r foreign f.deb").ok()
+    assert "1.29.3" in host.run("dpkg-query --show nginx").ok().output
+    host.run("dpkg --purge nginx && rm -r foreign f.deb").ok()
 
 
 def test_what_is_there_stays_as_it_is(host):
@@ -107,33 +110,33 @@ def ollama(host, what):
     )
 
 
-def test_an_ollama_that_is_adopted(host, ollama_binary):
-    machine = host.machine
-    machine.copy(ollama_binary, "/root/ollama")
-    model = "/root/deepseek-r1/roles/model/files/tiny-r1/tiny-r1-q4_k_m.gguf"
-    store = "/home/owner/.ollama/models"
-    machine.run(
-        "useradd --create-home owner && install -m 755 /root/ollama /usr/local/bin/ollama"
-        " && (cd / && HOME=/home/owner OLLAMA_HOST=0.0.0.0:11434 setsid setpriv --reuid=owner"
-        " --regid=owner --init-groups /usr/local/bin/ollama serve > /dev/null 2>&1 &) ; sleep 2"
-        f" ; echo 'FROM {model}' > /root/Modelfile"
+def serve_ollama(box, address) -> None:
+    box.run(
+        f"(cd / && HOME=/home/owner OLLAMA_HOST={address}:11434 setsid setpriv --reuid=owner"
+        " --regid=owner --init-groups ollama serve > /dev/null 2>&1 &)"
+        " ; timeout 20 sh -c 'until curl -sf 127.0.0.1:11434/api/version; do sleep 0.2; done'"
     ).ok()
+
+
+def test_an_ollama_that_is_adopted(host, ollama_binary):
+    box = host.machine
+    box.copy(ollama_binary, "/root/ollama")
+    box.run("useradd --create-home owner && install -m 755 /root/ollama /usr/local/bin").ok()
+    model = "/root/deepseek-r1/roles/model/files/tiny-r1/tiny-r1-q4_k_m.gguf"
+    box.run(f"echo 'FROM {model}' > /root/Modelfile").ok()
+    store = "/home/owner/.ollama/models"
+    serve_ollama(box, "0.0.0.0")
     ollama(host, "create tiny-r1 -f /root/Modelfile")
-    machine.run(f"touch {store}/blobs/sha256-{'0' * 64}-partial").ok()  # a pull that goes on
-    manifest = machine.run(
-        f"cat {store}/manifests/registry.ollama.ai/library/tiny-r1/latest"
-    ).output
+    box.run(f"touch {store}/blobs/sha256-{'0' * 64}-partial").ok()  # a pull that goes on
+    manifest = box.run(f"cat {store}/manifests/registry.ollama.ai/library/tiny-r1/latest").output
 
     args = "-e engine_port=11434 -e ollama_adopt=true"
     said = refusal(host.deploy("make deploy with an open Ollama and a taken name", args))
     assert "ollama_adopt: value true finds an Ollama that other machines reach at ::" in said
     assert "ollama_adopt: value true meets a model of the same name: " in said
     assert "registry.ollama.ai/library/tiny-r1:latest in" in said
-    machine.kill(*(p for p in machine.processes() if p.command.endswith("ollama serve")))
-    machine.run(
-        "(cd / && HOME=/home/owner OLLAMA_HOST=127.0.0.1:11434 setsid setpriv --reuid=owner"
-        " --regid=owner --init-groups /usr/local/bin/ollama serve > /dev/null 2>&1 &) ; sleep 2"
-    ).ok()
+    box.kill(*(p for p in box.processes() if p.command.endswith("ollama serve")))
+    serve_ollama(box, "127.0.0.1")
     ollama(host, "cp tiny-r1 mine")
     ollama(host, "rm tiny-r1")
 
@@ -148,14 +151,31 @@ def test_an_ollama_that_is_adopted(host, ollama_binary):
     assert "0.00 GiB" not in memory["detail"].partition(",")[0]
     listed = ollama(host, "list")
     assert "mine:latest" in listed and "tiny-r1:latest" in listed
-    kept = machine.run(f"cat {store}/manifests/registry.ollama.ai/library/mine/latest").ok().output
+    kept = box.run(f"cat {store}/manifests/registry.ollama.ai/library/mine/latest").ok().output
     assert json.loads(kept) == json.loads(manifest)
-    assert "-partial" in machine.run(f"ls {store}/blobs").ok().output
+    assert "-partial" in box.run(f"ls {store}/blobs").ok().output
     again = host.deploy("make deploy with the owner's Ollama, again", args)
     assert again.changed == 0, again.changes()
     check = host.deploy("make deploy with the owner's Ollama, --check", args + " --check")
     assert check.changed == 0, check.changes()
     assert owned(host) == before
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_ports_of_containers_are_known(repo, tmp_path, ours):
+    """The gateway's own container is no stranger on its port; another one is."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--publish", f"127.0.0.1:{port}:80", "--label"]
+    options.append(f"com.docker.compose.project={'deepseek-r1' if ours else 'shop'}")
+    arguments = {"data_path": "/var/lib/deepseek-r1", "ports": [str(port)]}
+    (tmp_path / "arguments.json").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
+    with machine.Machine(image.CLEAN_DEBIAN12, *options) as one:
+        module = repo / "roles/inspect/library/inspect_host.py"
+        said = run(sys.executable, module, tmp_path / "arguments.json")
+        held = json.loads(said)["ports"][str(port)]
+        assert (held["container"], held["ours"]) == (one.name, ours)
 
 
 def test_all_of_it_survives_a_teardown(host):

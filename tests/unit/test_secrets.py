@@ -25,10 +25,12 @@ def play(repo, tmp_path):
             "tasks": [
                 {"ansible.builtin.import_role": {"name": "settings", "tasks_from": "refuse.yml"}},
                 {"ansible.builtin.import_role": {"name": "secrets"}},
+                {"ansible.builtin.import_role": {"name": "report"}, "when": False},
                 {
                     "ansible.builtin.copy": {
                         "dest": str(tmp_path / "facts.json"),
-                        "content": "{{ [secrets_api_keys, secrets_engine_key] | to_json }}",
+                        "content": "{{ [secrets_api_keys, secrets_engine_key,"
+                        " __report_show_key] | to_json }}",
                         "mode": "0600",
                     },
                     "check_mode": False,
@@ -62,7 +64,8 @@ def play(repo, tmp_path):
     def facts(*options, **settings):
         done = run(*options, **settings)
         assert done.returncode == 0, done.stdout + done.stderr
-        keys, engine = json.loads((tmp_path / "facts.json").read_text())
+        keys, engine, shown_by = json.loads((tmp_path / "facts.json").read_text())
+        assert shown_by == ("ansible-vault view" if settings.get("password") else "cat")
         for secret in (*(client["key"] for client in keys), engine):
             assert secret not in done.stdout + done.stderr
         changed = int(re.search(r"changed=(\d+)", done.stdout).group(1))
