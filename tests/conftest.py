@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPO = Path(__file__).resolve().parents[1]
 CACHE = REPO / ".cache"
@@ -50,9 +51,18 @@ def free_port():
     return pick
 
 
+def flags_lacking() -> list[str]:
+    """What llama-server's program uses and this processor has not; a deploy refuses it, too."""
+    plan = yaml.safe_load((REPO / "roles/plan/vars/main.yml").read_text())
+    line = next(x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags"))
+    return [flag for flag in plan["__plan_llamacpp_cpu_flags"] if flag not in line.split()]
+
+
 @pytest.fixture(scope="session")
 def llama_server_binary() -> Path:
     """The pinned llama-server the role llamacpp installs, unpacked once into .cache."""
+    if lacking := flags_lacking():
+        pytest.skip(f"llama-server's program needs a processor with {' '.join(lacking)}")
     lock = REPO / "roles/llamacpp/files/requirements.txt"
     venv = CACHE / "llamacpp"
     stamp = venv / ".lock"
