@@ -154,6 +154,10 @@ container:
   description: Whether the host is a container.
   type: bool
   returned: always
+confined:
+  description: Whether it may not run containers of its own, because it has not the rights of root.
+  type: bool
+  returned: always
 tools:
   description: Which of C(docker), C(nvidia_smi) and C(apt) are there.
   type: dict
@@ -368,6 +372,12 @@ def in_container():
     return "container=" in signs or bool(
         re.search(r"docker|kubepods|lxc|containerd", read("/proc/1/cgroup"))
     )
+
+
+def confined():
+    """Without the rights to mount and to set up networks there is no Docker."""
+    rights = int((status(1, "CapBnd") or ["0"])[0], 16)
+    return not (rights >> 21 & 1 and rights >> 12 & 1)
 
 
 def mib(text):
@@ -852,6 +862,7 @@ def main():
         "cuda_version": None,
         "init": "systemd" if Path("/run/systemd/system").is_dir() else "none",
         "container": guarded("container", in_container, default=False),
+        "confined": guarded("rights", confined, default=False),
         "tools": {
             "docker": bool(shutil.which("docker")),
             "nvidia_smi": bool(shutil.which("nvidia-smi")),
