@@ -30,7 +30,7 @@ lint: .venv-test ## Check style: YAML, roles, Python, shell
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/shellcheck bin/bootstrap .ci/run tests/run tests/try-host \
-	  roles/host/files/*.sh tests/hosts/files/*.sh
+	  roles/*/files/*.sh tests/hosts/files/*.sh
 	.venv-test/bin/ansible-lint
 
 unit: .venv-test ## Run the tests that leave this machine as it is
