@@ -268,12 +268,15 @@ def test_docker_from_its_own_repository(docker_mirror, public, tmp_path):
 def test_refused_where_docker_cannot_run(tmp_path):
     """Debian 12 has no compose v2, and this rented box may not run containers."""
     with Remote(image.SSH_DEBIAN12) as host:
-        box = RemoteBox(host, REPO, tmp_path, runtime="compose", images="bundle")
+        box = RemoteBox(
+            host, REPO, tmp_path, runtime="compose", images="bundle", docker_apt_key="12AB"
+        )
         run = box.deploy("on a rented box")
         words = " ".join(run.output.split())
-        assert run.result.rc and "Refused, nothing was changed. 3 problems:" in words
+        assert run.result.rc and "Refused, nothing was changed. 4 problems:" in words
         assert (
             "docker_packages: value distribution, but Debian 12 has no package of docker" in words
         )
         assert "runtime: value compose, but this host is a container that may not run" in words
+        assert "docker_apt_key: value 12AB is no fingerprint; fix: give its 40 digits" in words
         assert "images: value bundle is not made yet; fix: set images to pull or build" in words

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import subprocess
@@ -53,7 +54,7 @@ name:
   returned: always
 """
 
-# Where each distribution keeps its keys, for sources that do not say it themselves.
+# What others offer beside the distribution does not belong into the image.
 ORIGINS = ("Debian", "Ubuntu")
 # Settings of the host's apt that say how it reaches its mirror.
 WAY = re.compile(r"^Acquire::(Check-|https?::|ForceIPv)\S* \"[^\"]")
@@ -112,14 +113,20 @@ def build(name, packages, folder):
         if WAY.match(line)
     ]
     archive = folder / "image.tar"
+    folder.chmod(0o755)  # apt downloads as a user of its own
     run(
         "mmdebstrap", "--quiet", "--variant=essential", "--mode=root", "--format=tar", *options,
         "--include=" + ",".join(packages),
         '--customize-hook=rm -rf "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/var/cache/apt/*',
         release, str(archive), "-",
-        input=lines,
+        input=lines, env={**os.environ, "TMPDIR": str(folder)},
     )  # fmt: skip
     run("docker", "import", str(archive), name)
+
+
+def remove(folder):
+    """What a killed build has mounted there stays whole."""
+    run("rm", "-rf", "--one-file-system", str(folder))
 
 
 def main():
@@ -135,13 +142,13 @@ def main():
     there = exists(name)
     if there or module.check_mode:
         module.exit_json(changed=not there, name=name)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     # A run whose connection was cut may still be building.
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         there = exists(name)
         for leftover in folder.glob("build-*"):
-            shutil.rmtree(leftover)
+            remove(leftover)
         work = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
         try:
             if not there:
@@ -149,7 +156,7 @@ def main():
         except Refused as error:
             module.fail_json(msg=f"The image {name} cannot be built: {error}")
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            remove(work)
     module.exit_json(changed=not there, name=name)
 
 
