@@ -1,11 +1,12 @@
 """A stand-in for Docker's own apt repository, which tests do not reach.
 
-Its packages have the right names and hold nothing: each depends on Debian's package of the same
-program. The repository is signed for real, by a key of its own.
+Its packages are Debian's under the names that Docker's have. The repository is signed for real,
+by a key of its own.
 """
 
 import gzip
 import hashlib
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,10 +20,19 @@ PACKAGES = {
 }
 
 
-def make(folder: Path, system: str, codename: str) -> str:
-    """Fill `folder` as the repository's root; return the fingerprint of its key."""
+def make(folder: Path, host, system: str, codename: str) -> str:
+    """Fill `folder` as the repository's root, from what apt on `host` offers.
+
+    Return the fingerprint of its key.
+    """
+    host.run(
+        "apt-get -qq update && mkdir -p /srv/debs && cd /srv/debs && apt-get -qq"
+        f" --option=APT::Sandbox::User=root download {' '.join(PACKAGES.values())}"
+    ).ok()
+    run("docker", "cp", f"{host.name}:/srv/debs", folder / "debs")
+    host.run("rm -r /srv/debs").ok()
     home = folder / "gnupg"
-    home.mkdir(mode=0o700, parents=True)
+    home.mkdir(mode=0o700)
     gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--yes", "--pinentry-mode=loopback",
            "--passphrase", ""]  # fmt: skip
     run(*gpg, "--quick-generate-key", "stand-in <nobody@example.org>", "rsa3072", "sign", "never")
@@ -35,7 +45,10 @@ def make(folder: Path, system: str, codename: str) -> str:
     index = suite / "stable/binary-amd64"
     index.mkdir(parents=True)
     (root / "gpg").write_text(run(*gpg, "--armor", "--export", fingerprint))
-    packages = "".join(package(root, name, needs) for name, needs in PACKAGES.items())
+    packages = "".join(
+        package(root, name, next((folder / "debs").glob(f"{original}_*.deb")))
+        for name, original in PACKAGES.items()
+    )
     (index / "Packages").write_text(packages)
     (index / "Packages.gz").write_bytes(gzip.compress(packages.encode()))
     sums = "".join(
@@ -51,17 +64,18 @@ def make(folder: Path, system: str, codename: str) -> str:
     return fingerprint
 
 
-def package(root: Path, name: str, needs: str) -> str:
+def package(root: Path, name: str, original: Path) -> str:
     """Build it; return its paragraph of the index."""
     tree = root / f"tree-{name}"
-    (tree / "DEBIAN").mkdir(parents=True)
-    control = (
-        f"Package: {name}\nVersion: 5:99.0-1\nArchitecture: amd64\nDepends: {needs}\n"
-        f"Maintainer: Nobody <nobody@example.org>\nDescription: stand-in\n"
-    )
+    run("dpkg-deb", "--raw-extract", original, tree)
+    control = (tree / "DEBIAN/control").read_text()
+    control = re.sub(r"^(Conflicts|Replaces|Breaks|Recommends|Suggests):.*\n", "", control,
+                     flags=re.MULTILINE)  # fmt: skip
+    for ours, theirs in PACKAGES.items():
+        control = re.sub(rf"(?<=[ ,]){re.escape(theirs)}(?=[ ,\n])", ours, control)
     (tree / "DEBIAN/control").write_text(control)
     file = root / f"pool/{name}.deb"
-    run("dpkg-deb", "--root-owner-group", "--build", tree, file)
+    run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, file)
     return (
         f"{control}Filename: pool/{file.name}\nSize: {file.stat().st_size}\n"
         f"SHA256: {sha256(file)}\n\n"

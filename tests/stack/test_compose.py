@@ -36,6 +36,10 @@ def containers(box: RemoteBox, *filters: str) -> dict[str, tuple[str, str]]:
     return {name.removeprefix("deepseek-r1-").removesuffix("-1"): (i, t) for name, i, t in rows}
 
 
+def words(run) -> str:
+    return " ".join(run.output.split())
+
+
 def touched(before: dict, after: dict) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
@@ -138,7 +142,7 @@ def test_a_port_of_another_project_is_refused(built):
     run = built.deploy("on a port that another container has")
     built.describe(gateway_port=80)
     assert run.result.rc and "Refused, nothing was changed." in run.output
-    assert "gateway_port: value 8099" in " ".join(run.output.split())
+    assert "gateway_port: value 8099" in words(run)
     assert "shop" in run.output
 
 
@@ -191,9 +195,9 @@ def test_images_are_pulled_once_and_held(public, tmp_path):
     with Remote(image.SYSTEMD_DEBIAN12) as host:
         box = RemoteBox(host, REPO, tmp_path, runtime="compose", **public)
         bad = box.deploy("no such registry", "-e", "redis_image=127.0.0.1:9/redis:7")
-        words = " ".join(bad.output.split())
-        assert bad.result.rc and "redis_image: value 127.0.0.1:9/redis:7 cannot be pulled" in words
-        assert "fix: set images to build, or name in redis_image a mirror" in words
+        assert bad.result.rc
+        assert "redis_image: value 127.0.0.1:9/redis:7 cannot be pulled" in words(bad)
+        assert "fix: set images to build, or name in redis_image a mirror" in words(bad)
         assert not containers(box)
 
         box.deploy("deploy, images pulled").result.ok()
@@ -229,32 +233,34 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def docker_mirror(tmp_path):
-    """URL of a mirror of Docker's repository for Debian 13, and the fingerprint of its key."""
-    folder = tmp_path / "mirror"
-    fingerprint = docker_repository.make(folder, "debian", "trixie")
+def serve(tmp_path):
+    """URL of a folder that test hosts can fetch from, and the folder."""
+    folder = tmp_path / "served"
+    folder.mkdir()
     handler = functools.partial(Quiet, directory=folder)
     with http.server.ThreadingHTTPServer((network.gateway(), 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{network.gateway()}:{server.server_port}", fingerprint
+        yield f"http://{network.gateway()}:{server.server_port}", folder
         server.shutdown()
 
 
-def test_docker_from_its_own_repository(docker_mirror, public, tmp_path):
+def test_docker_from_its_own_repository(serve, public, tmp_path):
     """apt takes the key with the pinned fingerprint, and no other that the mirror may offer."""
-    url, fingerprint = docker_mirror
+    url, folder = serve
     with Remote(image.SYSTEMD_DEBIAN13) as host:
+        fingerprint = docker_repository.make(folder, host, "debian", "trixie")
         box = RemoteBox(
             host, REPO, tmp_path, runtime="compose", docker_packages="docker",
             docker_apt_url="http://127.0.0.1:9", **public,
         )  # fmt: skip
         run = box.deploy("no such mirror")
-        assert run.result.rc and "docker_apt_url: http://127.0.0.1:9 does not answer this host" in (
-            " ".join(run.output.split())
+        assert run.result.rc and "docker_apt_url: value http://127.0.0.1:9 is of no use" in words(
+            run
         )
         box.describe(docker_apt_url=url)
         run = box.deploy("a key that is not the pinned one")
-        assert run.result.rc and "not signed" in run.output
+        assert run.result.rc and "is not signed" in words(run)
+        assert "the fingerprint of its key in docker_apt_key" in words(run)
         assert not box.infra.package("docker-ce").is_installed
 
         box.describe(docker_apt_key=fingerprint)
@@ -272,11 +278,9 @@ def test_refused_where_docker_cannot_run(tmp_path):
             host, REPO, tmp_path, runtime="compose", images="bundle", docker_apt_key="12AB"
         )
         run = box.deploy("on a rented box")
-        words = " ".join(run.output.split())
-        assert run.result.rc and "Refused, nothing was changed. 4 problems:" in words
-        assert (
-            "docker_packages: value distribution, but Debian 12 has no package of docker" in words
-        )
-        assert "runtime: value compose, but this host is a container that may not run" in words
-        assert "docker_apt_key: value 12AB is no fingerprint; fix: give its 40 digits" in words
-        assert "images: value bundle is not made yet; fix: set images to pull or build" in words
+        said = words(run)
+        assert run.result.rc and "Refused, nothing was changed. 4 problems:" in said
+        assert "docker_packages: value distribution, but Debian 12 has no package of docker" in said
+        assert "runtime: value compose, but this host is a container that may not run" in said
+        assert "docker_apt_key: value 12AB is no fingerprint; fix: give its 40 digits" in said
+        assert "images: value bundle is not made yet; fix: set images to pull or build" in said
