@@ -50,6 +50,7 @@ def tail(deployed, play):
         (deployed / "secrets/local/api_key").write_text(key + "\n")
         settings = {
             "plan_result": plan,
+            "inspect_result": {"init": "none"},
             "gateway_port": stack.port,
             "engine_port": stack.role.variables["engine_port"],
             "gateway_tls": "off",
