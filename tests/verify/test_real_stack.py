@@ -136,6 +136,7 @@ def test_any_question_survives_the_shell(deployed, play, stand_in):
     result = play(
         playbook="tail.yml",
         plan_result=PLAN,
+        inspect_result={"init": "none"},
         gateway_port=stand_in.server_port,
         gateway_tls="off",
         secrets_path=str(deployed / "secrets/local"),
