@@ -15,14 +15,6 @@ from box import Box  # noqa: E402  (found only from here on)
 from hosts import image, machine, shell  # noqa: E402
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Side by side run the files, and within a file what names a group of its own."""
-    for item in items:
-        if "stack" in item.keywords and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _show_steps(pytestconfig):
     """Steps and their seconds are shown while the tests run, whatever pytest captures."""

@@ -16,7 +16,11 @@ from hosts.shell import say
 from remote import RemoteBox
 
 REPO = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.timeout(1800),
+    pytest.mark.xdist_group("killed_deploys"),
+]
 
 POINTS = int(os.environ.get("STACK_KILLS", "10"))
 SEED = int(os.environ.get("STACK_SEED", "3"))
