@@ -239,8 +239,11 @@ problems:
 """
 
 MIB = 1024 * 1024
-# Keeps apt from writing its caches: looking at a host leaves no trace on it.
-NO_CACHES = ("--option=Dir::Cache::pkgcache=", "--option=Dir::Cache::srcpkgcache=")
+# Keeps apt from writing caches and a log: looking at a host leaves no trace on it.
+NO_TRACE = tuple(
+    f"--option=Dir::{name}"
+    for name in ("Cache::pkgcache=", "Cache::srcpkgcache=", "Log::Planner=/dev/null")
+)
 CGROUPS = Path("/sys/fs/cgroup")
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 NO_DOCKER = {"installed": False, "running": False, "version": None, "compose": None}
@@ -734,7 +737,7 @@ def package_effects(missing):
     if not missing or not shutil.which("apt-get"):
         return nothing
     done = subprocess.run(
-        ["apt-get", "--simulate", *NO_CACHES, "--no-install-recommends", "install", "--", *missing],
+        ["apt-get", "--simulate", *NO_TRACE, "--no-install-recommends", "install", "--", *missing],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
