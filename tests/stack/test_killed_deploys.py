@@ -87,7 +87,7 @@ def cut_and_heal(box: RemoteBox, point: tuple[int, float], log: Path, power: boo
     tasks, seconds = point
     start = time.monotonic()
     process = box.start(log)
-    wait_for(lambda: log.read_bytes().count(b"\nTASK [") >= tasks)
+    wait_for(lambda: log.read_bytes().count(b"\nTASK [") >= tasks, 600)
     time.sleep(seconds)
     moment = time.monotonic() - start
     if power:
