@@ -37,7 +37,7 @@ unit: .venv-test ## Run the tests that leave this machine as it is
 	$(pytest) -m 'not stack'
 
 stack: .venv-test ## Deploy the whole stack in clean machines and test it
-	$(pytest) -m stack --numprocesses 2 --dist loadgroup
+	$(pytest) -m stack --numprocesses 2 --dist loadfile
 
 hosts: ## Bring up test hosts over SSH, with an inventory of them
 	@python3 tests/hosts up

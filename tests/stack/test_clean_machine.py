@@ -8,7 +8,7 @@ import pytest
 from box import CLONE, PLAY, PORT
 from hosts.shell import say
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(900), pytest.mark.xdist_group("clean_machine")]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 BACK_AFTER_CRASH = 60  # seconds
 

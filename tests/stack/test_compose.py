@@ -19,7 +19,7 @@ from hosts.shell import say
 from remote import RemoteBox
 
 REPO = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800), pytest.mark.xdist_group("compose")]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
 PROJECT = "label=com.docker.compose.project=deepseek-r1"
 COMPOSE = "docker compose -f /etc/deepseek-r1/compose/compose.yml"

@@ -7,7 +7,7 @@ from hosts import image, registry
 from hosts.remote import Remote, inventory
 from hosts.shell import run
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600), pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

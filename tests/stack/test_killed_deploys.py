@@ -16,11 +16,7 @@ from hosts.shell import say
 from remote import RemoteBox
 
 REPO = Path(__file__).resolve().parents[2]
-pytestmark = [
-    pytest.mark.stack,
-    pytest.mark.timeout(1800),
-    pytest.mark.xdist_group("killed_deploys"),
-]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
 POINTS = int(os.environ.get("STACK_KILLS", "10"))
 SEED = int(os.environ.get("STACK_SEED", "3"))
@@ -65,9 +61,7 @@ REMOTE = {
 }
 
 
-@pytest.mark.parametrize(
-    "manager", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in REMOTE]
-)
+@pytest.mark.parametrize("manager", REMOTE)
 def test_a_deploy_over_ssh_heals_after_a_kill_or_a_power_cut(manager, tmp_path):
     recipe, settings = REMOTE[manager]
     with Remote(recipe) as host:

@@ -9,7 +9,7 @@ import pytest
 from hosts import image, machine
 from hosts.shell import run, say
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(900), pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 SITE = "server { listen 127.0.0.1:8090; location / { return 200 mine; } }\n"
 # As nginx.org's: newer than Debian's, and without the interface that Debian's modules need.

@@ -11,7 +11,7 @@ from hosts.remote import Remote
 from hosts.shell import say
 from remote import RemoteBox
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200), pytest.mark.xdist_group("systemd")]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]
 
 SERVICES = ("redis", "engine", "gateway")
 EXPOSED = 3.0  # of 10, by systemd's own reckoning

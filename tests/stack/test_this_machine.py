@@ -16,7 +16,7 @@ from model.hub import Hub
 
 REPO = Path(__file__).resolve().parents[2]
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(900), pytest.mark.xdist_group("this_machine")]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 ASKED = os.environ.get("CI") == "true" or os.environ.get("STACK_ON_THIS_MACHINE") == "1"
 OURS = [

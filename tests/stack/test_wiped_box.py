@@ -7,7 +7,7 @@ from box import CLONE, Box
 from hosts import image, machine
 from hosts.shell import run, say
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(900), pytest.mark.xdist_group("wiped_box")]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 ARGS = "-e engine=ollama -e ollama_archive=/root/ollama -e model=tiny-r1 -e data_path=/data"
 STORED = "find /data -name secrets -prune -o -type f -size +1M -printf '%p %i %s %T@ %n\\n' | sort"
