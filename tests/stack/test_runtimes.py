@@ -51,11 +51,7 @@ LIVES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "life",
-    [pytest.param(life, marks=pytest.mark.xdist_group(str(life))) for life in LIVES],
-    ids=str,
-)
+@pytest.mark.parametrize("life", LIVES, ids=str)
 def test_the_life_of_a_deployment(life, tmp_path, request):
     with Remote(life.recipe) as host:
         box = RemoteBox(host, REPO, tmp_path, engine=life.engine, **life.settings)
