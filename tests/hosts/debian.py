@@ -3,11 +3,14 @@
 Nothing of it is written in the repository: no mirror, no proxy, no certificate authority.
 """
 
+import contextlib
+import fcntl
 import os
 import re
+import time
 from pathlib import Path
 
-from .shell import HostError, run
+from .shell import CACHE, HostError, run
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -28,8 +31,24 @@ def install(*packages: str, config: Path | None = None) -> None:
     if config:
         environment["APT_CONFIG"] = str(config)
     apt = ["apt-get", "-qq", "--option=DPkg::Lock::Timeout=300"]
-    run(*apt, "update", env=environment)
-    run(*apt, "install", "--yes", "--no-install-recommends", *packages, env=environment)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be at it
+        update(*apt, env=environment)
+        run(*apt, "install", "--yes", "--no-install-recommends", *packages, env=environment)
+
+
+def update(*apt: str, env: dict[str, str], seconds: float = 300) -> None:
+    """apt-get update, which by itself does not wait for a deploy on this machine to end its own."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            run(*apt, "update", env=env)
+            return
+        except HostError as error:
+            if "Could not get lock" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(2)
 
 
 def mirrors() -> dict[str, str]:
@@ -43,7 +62,8 @@ def mirrors() -> dict[str, str]:
                 found["security" if suite.endswith("-security") else "main"] = uri
         if "main" in found:
             return found
-        run("apt-get", "-qq", "update", check=False)
+        with contextlib.suppress(HostError):  # one source of several may be out of reach
+            update("apt-get", "-qq", env=dict(os.environ))
     raise HostError("this machine's apt sources name no Debian mirror, so no Debian can be made")
 
 
