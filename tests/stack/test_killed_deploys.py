@@ -18,10 +18,10 @@ from remote import RemoteBox
 REPO = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
-POINTS = int(os.environ.get("STACK_KILLS", "10"))
+POINTS = int(os.environ.get("STACK_KILLS", "6"))
 SEED = int(os.environ.get("STACK_SEED", "3"))
 # Of each kind of remote host; every second time the host goes off instead of the controller.
-REMOTE_POINTS = int(os.environ.get("STACK_REMOTE_KILLS", "3"))
+REMOTE_POINTS = int(os.environ.get("STACK_REMOTE_KILLS", "2"))
 AT_ONCE = min(4, os.cpu_count() or 1)
 
 
