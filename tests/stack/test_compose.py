@@ -171,6 +171,21 @@ def test_by_hand(built):
     assert built.deploy("again").changed == 0
 
 
+def test_a_replacement_that_is_cut_heals(built):
+    """compose by itself stumbles over a container that it had begun to put in another's place."""
+    built.machine.run(
+        "sed -i 's/pids_limit: 64/pids_limit: 60/' /etc/deepseek-r1/compose/compose.yml;"
+        " setsid deepseek-r1 start & until docker ps -a --format '{{.Names}}' | grep -q '_deepseek-';"
+        " do sleep 0.02; done; pkill -KILL --full '^docker|docker-compose compose'"
+    )
+    half = built.machine.run("docker ps --all --format '{{.Names}}'").ok().output
+    assert "_deepseek-r1-redis-1" in half, "it was not cut at the moment that matters"
+    built.deploy("after a cut replacement").result.ok()
+    built.verified()
+    assert len(containers(built, PROJECT, "health=healthy")) == 3
+    assert built.deploy("again").changed == 0
+
+
 def test_what_is_taken_away(built):
     """Nothing is left in Docker but what was there before."""
     built.teardown()
