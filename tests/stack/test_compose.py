@@ -175,8 +175,9 @@ def test_a_replacement_that_is_cut_heals(built):
     """compose by itself stumbles over a container that it had begun to put in another's place."""
     built.machine.run(
         "sed -i 's/pids_limit: 64/pids_limit: 60/' /etc/deepseek-r1/compose/compose.yml;"
-        " setsid deepseek-r1 start & until docker ps -a --format '{{.Names}}' | grep -q '_deepseek-';"
-        " do sleep 0.02; done; pkill -KILL --full '^docker|docker-compose compose'"
+        " setsid deepseek-r1 start &"
+        " until docker ps --all --format '{{.Names}}' | grep -q _deepseek-; do sleep 0.02; done;"
+        " pkill -KILL --full '^[d]ocker |[d]ocker-compose compose'"
     )
     half = built.machine.run("docker ps --all --format '{{.Names}}'").ok().output
     assert "_deepseek-r1-redis-1" in half, "it was not cut at the moment that matters"
