@@ -18,8 +18,16 @@ for _ in $(seq 60); do
 done
 printf '%s\n' "$said"
 get update
-get --fix-broken install
 
+# What is torn first, without regard to dependencies: others may wait for it, and it for others.
 torn=$(dpkg-query --show --showformat '${db:Status-Eflag} ${Package}\n' | sed -n 's/^reinstreq //p')
-# shellcheck disable=SC2086 # a list of names
-[ -z "$torn" ] || get install --reinstall $torn
+if [ -n "$torn" ]; then
+  folder=$(mktemp --directory)
+  cd "$folder"
+  # shellcheck disable=SC2086 # a list of names
+  get --option=APT::Sandbox::User=root download $torn
+  dpkg --unpack ./*.deb
+  cd /
+  rm -r "$folder"
+fi
+get --fix-broken install
