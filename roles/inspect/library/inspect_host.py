@@ -506,15 +506,6 @@ def all_holders(sockets):
     return found
 
 
-def as_user(user, *argv):
-    if os.geteuid() != 0 or int(user) == 0:
-        return ""
-    done = subprocess.run(
-        argv, user=int(user), capture_output=True, text=True, timeout=20, check=False
-    )
-    return done.stdout
-
-
 def user_name(number):
     try:
         return pwd.getpwuid(number).pw_name
