@@ -172,12 +172,18 @@ def test_by_hand(built):
 
 
 def test_a_replacement_that_is_cut_heals(built):
-    """compose by itself stumbles over a container that it had begun to put in another's place."""
+    """compose by itself stumbles over a container that it had begun to put in another's place.
+
+    The old Redis is frozen, so that compose has to wait for it between the two, and is cut there.
+    """
     built.machine.run(
         "sed -i 's/pids_limit: 64/pids_limit: 60/' /etc/deepseek-r1/compose/compose.yml;"
-        " setsid deepseek-r1 start &"
-        " until docker ps --all --format '{{.Names}}' | grep -q _deepseek-; do sleep 0.02; done;"
-        " pkill -KILL --full '^[d]ocker |[d]ocker-compose compose'"
+        " old=$(docker inspect --format '{{.State.Pid}}' deepseek-r1-redis-1);"
+        " kill -STOP $old; setsid deepseek-r1 start &"
+        " for i in $(seq 300); do"
+        " docker ps --all --format '{{.Names}}' | grep -q _deepseek-r1-redis && break; sleep 0.1;"
+        " done;"
+        " pkill -KILL --full '^[d]ocker |[d]ocker-compose compose'; kill -CONT $old"
     )
     half = built.machine.run("docker ps --all --format '{{.Names}}'").ok().output
     assert "_deepseek-r1-redis-1" in half, "it was not cut at the moment that matters"
