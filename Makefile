@@ -5,7 +5,7 @@
 HOST ?= local
 ARGS ?=
 ansible_playbook = ANSIBLE_CONFIG=ansible.cfg .venv/bin/ansible-playbook
-pytest = .venv-test/bin/pytest
+pytest = .venv-test/bin/pytest --numprocesses 2 --dist loadfile
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ unit: .venv-test ## Run the tests that leave this machine as it is
 	$(pytest) -m 'not stack'
 
 stack: .venv-test ## Deploy the whole stack in clean machines and test it
-	$(pytest) -m stack --numprocesses 2 --dist loadfile
+	$(pytest) -m stack
 
 hosts: ## Bring up test hosts over SSH, with an inventory of them
 	@python3 tests/hosts up

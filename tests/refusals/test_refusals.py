@@ -187,7 +187,7 @@ def test_servers_of_others_and_containers_are_contradictions(play):
     expected = {
         "ollama_adopt: value True means nothing to engine llamacpp": "set engine to auto or ollama",
         "ollama_adopt: value True cannot be reached from containers": "set runtime to native",
-        "gateway_redis: value '127.0.0.1:6379' cannot be reached": "gateway_redis auto",
+        "gateway_redis: value '127.0.0.1:6379' cannot be reached": "gateway_redis auto, or",
         "kv_cache_dtype: value 'q8_0' is for the adopted Ollama to choose": "use auto",
     }
     for start, part in expected.items():
@@ -225,6 +225,15 @@ def test_servers_of_others_come_with_a_way_to_live_with_them(play, background, f
     for start, part in expected.items():
         assert part in run.problem(start)
     run.assert_refused(len(expected))
+
+
+def test_a_data_path_in_a_closed_folder_is_refused(play, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    run = play({"model": "tiny-r1", "data_path": str(home / "data")})
+    problem = run.problem(f"data_path: value {home}/data lies below {home}")
+    assert problem.endswith(f"or chmod o+x {home}")
+    run.assert_refused(1)
 
 
 def test_too_little_disk_is_refused(play, tmp_path):

@@ -171,6 +171,23 @@ def test_by_hand(built):
     assert built.deploy("again").changed == 0
 
 
+def test_a_redis_that_is_adopted(built):
+    """One that other machines reach, which a container does too; ours is gone meanwhile."""
+    run = "docker run --detach --name cache --publish 6400:6379 --entrypoint redis-server"
+    runtime = "$(docker images --quiet deepseek-r1/runtime)"
+    built.machine.run(f"{run} {runtime} --protected-mode no --save ''").ok()
+    built.describe(gateway_redis=f"{built.machine.address}:6400")
+    assert built.deploy("with a Redis of the owner's").changed
+    assert set(containers(built, PROJECT)) == {"engine", "gateway"}
+    built.verified()  # among it: the second answer comes from the cache
+    assert "r1:" in built.machine.run("docker exec cache redis-cli keys 'r1:*'").ok().output
+    assert built.deploy("again").changed == 0
+    built.describe(gateway_redis="auto")
+    assert built.deploy("with its own Redis").changed
+    built.machine.run("docker rm --force cache").ok()
+    built.verified()
+
+
 def test_a_replacement_that_is_cut_heals(built):
     """compose by itself stumbles over a container that it had begun to put in another's place.
 

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -83,6 +84,13 @@ def test_this_machine(look, tmp_path):
     assert seen["disk"]["path"] == str(tmp_path)
     assert seen["disk"]["free_mib"] > 0
     assert seen["disk"]["read_only"] is False
+
+
+def test_a_folder_that_only_its_owner_may_enter(look):
+    with tempfile.TemporaryDirectory() as folder:
+        assert look(data_path=f"{folder}/a/data")["disk"]["closed"] == folder
+        Path(folder).chmod(0o755)
+        assert look(data_path=f"{folder}/a/data")["disk"]["closed"] is None
 
 
 def test_check_mode_says_the_same(look):
@@ -221,7 +229,7 @@ def test_a_held_port_names_its_holder(look, address):
         held = look(ports=[port])["ports"][port]
     assert held["pid"] == os.getpid()
     assert held["process"] == Path(f"/proc/{os.getpid()}/comm").read_text().strip()
-    assert "pytest" in held["cmdline"]
+    assert "python" in held["cmdline"]
     assert held["ours"] is False
 
 

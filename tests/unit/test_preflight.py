@@ -34,7 +34,7 @@ def seen(rules):
         "cpu": {"model": "EPYC", "flags": copy.copy(rules["engines"]["llamacpp"]["cpu_flags"])},
         "user": "alice",
         "root": True,
-        "disk": {"read_only": False},
+        "disk": {"read_only": False, "closed": None},
         "ports": {},
         "adopted": {"ollama": None, "redis": None},
         "foreign": [],
@@ -117,8 +117,14 @@ def test_no_root(problems, seen):
         ("glibc", "2.31", "glibc: value 2.31 is too old for engine llamacpp; fix:"),
         (
             "disk",
-            {"read_only": True},
+            {"read_only": True, "closed": None},
             "data_path: value /data lies on a read-only file system; fix: set data_path",
+        ),
+        (
+            "disk",
+            {"read_only": False, "closed": "/root"},
+            "data_path: value /data lies below /root, which the users of the services may not"
+            " enter; fix: set data_path to a folder that all may reach, or chmod o+x /root",
         ),
         (
             "problems",

@@ -23,11 +23,11 @@ get update
 torn=$(dpkg-query --show --showformat '${db:Status-Eflag} ${Package}\n' | sed -n 's/^reinstreq //p')
 if [ -n "$torn" ]; then
   folder=$(mktemp --directory)
+  trap 'rm -rf "$folder"' EXIT
   cd "$folder"
   # shellcheck disable=SC2086 # a list of names
   get --option=APT::Sandbox::User=root download $torn
   dpkg --unpack ./*.deb
   cd /
-  rm -r "$folder"
 fi
 get --fix-broken install

@@ -133,7 +133,8 @@ ram_mib:
   type: int
   returned: always
 disk:
-  description: C({path, free_mib, read_only}) of the nearest folder above O(data_path) that exists.
+  description: C({path, free_mib, read_only, closed}) of the nearest folder above O(data_path) that
+    exists. C(closed) is the folder above O(data_path) that not every user may enter, or null.
   type: dict
   returned: always
 gpus:
@@ -358,6 +359,8 @@ def memory():
 
 def disk(path):
     path = Path(path).absolute()
+    above = [folder for folder in reversed(path.parents) if folder.is_dir()]
+    closed = [str(folder) for folder in above if not folder.stat().st_mode & 0o001]
     while not path.is_dir():
         path = path.parent
     state = os.statvfs(path)
@@ -365,6 +368,7 @@ def disk(path):
         "path": str(path),
         "free_mib": state.f_bavail * state.f_frsize // MIB,
         "read_only": bool(state.f_flag & os.ST_RDONLY),
+        "closed": closed[0] if closed else None,
     }
 
 
@@ -850,7 +854,7 @@ def main():
         "ram_mib": 0,
         "ram_available_mib": 0,
         "disk": guarded("disk", disk, asked["data_path"])
-        or {"path": asked["data_path"], "free_mib": 0, "read_only": False},
+        or {"path": asked["data_path"], "free_mib": 0, "read_only": False, "closed": None},
         "gpus": [],
         "driver_version": None,
         "cuda_version": None,

@@ -219,8 +219,18 @@ def neighbours(seen, wanted) -> list[str]:
     return found
 
 
-def state_problems(seen, data_path) -> list[str]:
+def state_problems(seen, data_path, runtime) -> list[str]:
     found = []
+    closed = seen["disk"]["closed"]
+    if closed and runtime != "compose":
+        found.append(
+            problem(
+                "data_path",
+                data_path,
+                f"lies below {closed}, which the users of the services may not enter",
+                f"set data_path to a folder that all may reach, or chmod o+x {closed}",
+            )
+        )
     if seen["disk"]["read_only"]:
         found.append(
             problem(
@@ -258,7 +268,7 @@ def preflight_problems(settings_problems, seen, plan, rules, wanted) -> list[str
             found += redis_problems(seen, wanted["adopt_redis"])
         if not wanted["package_changes"]:
             found += package_problems(seen, wanted["runtime"])
-        found += state_problems(seen, wanted["data_path"])
+        found += state_problems(seen, wanted["data_path"], wanted["runtime"])
     found += [text for text in plan.get("problems") or [] if subject(text) not in named]
     return list(dict.fromkeys(found))
 

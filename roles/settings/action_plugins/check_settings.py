@@ -58,6 +58,7 @@ FORMS = {
     ),
     "gateway_read_timeout": (r"[1-9]\d*", "is not above 0", "give seconds, 600 or more"),
 }
+LOOPBACK = re.compile(r"unix:|localhost:|127\.|\[?::1\]?:")
 ADDRESSES = {"gateway_address", "gateway_engine_address"}
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SECRET_NAME = re.compile(r"key|secret|token|passw", re.IGNORECASE)
@@ -253,8 +254,9 @@ def contradictions(settings: dict, host: str) -> list[str]:
         own = "set runtime to native, or take its own one: "
         if adopted:
             clash("ollama_adopt", "cannot be reached from containers", own + "ollama_adopt false")
-        if redis != "auto":
-            clash("gateway_redis", "cannot be reached from containers", own + "gateway_redis auto")
+        if LOOPBACK.match(redis):
+            other = own + "gateway_redis auto, or give an address that other machines reach"
+            clash("gateway_redis", "cannot be reached from containers", other)
 
     tokens, sequences = str(value("max_num_batched_tokens")), str(value("max_num_seqs"))
     if tokens.isdigit() and sequences.isdigit() and int(tokens) < int(sequences):
