@@ -77,11 +77,12 @@ def test_32b_bf16_at_32768_does_not_start_on_one_80_gb_card():
     found = plan(
         cards(1, H100), engine="vllm", model="deepseek-r1-32b", precision="bf16",
         max_model_len=32768, gpu_memory_utilization=0.9, max_num_seqs=256, kv_cache_dtype="bf16",
+        max_num_batched_tokens=16384,
     )  # fmt: skip
     assert not found["fits"]
     assert found["memory_per_gpu"]["kv_cache_tokens"] == pytest.approx(28_176, rel=0.03)
     assert "needs" in found["problems"][0]
-    assert "max_model_len of at most 27," in found["problems"][0]
+    assert "max_model_len of at most 28," in found["problems"][0]
 
 
 def test_32b_on_one_80_gb_card_gets_32k_in_fp8():
@@ -102,6 +103,25 @@ def test_32b_in_4_bits_runs_on_24_gb_with_16k(card, for_deploy):
     assert found["precision"] in ("awq", "q4_k_m")
     assert found["max_model_len"] >= 16384
     assert found["memory_per_gpu"]["total_bytes"] <= found["memory_per_gpu"]["budget_bytes"]
+
+
+def test_32b_in_4_bits_with_vllm_on_24_gb():
+    """Settings like these ran on an H100 whose torch was limited to what such a card leaves it."""
+    found = plan(cards(1, "NVIDIA L4"), engine="vllm", model="deepseek-r1-32b")
+    assert (found["precision"], found["kv_cache_dtype"]) == ("awq", "fp8")
+    assert found["max_model_len"] >= 16384
+    tokens = found["memory_per_gpu"]["kv_cache_tokens"]
+    assert found["kv_cache_memory_bytes"] == tokens * 128 * 1024
+    assert tokens % 16 == 0
+
+
+def test_a_share_of_the_card_that_leaves_too_little():
+    settings = {"engine": "vllm", "model": "deepseek-r1-7b", "max_num_seqs": 1024}
+    found = plan(cards(1, H100), gpu_memory_utilization=0.98, **settings)
+    assert "gpu_memory_utilization 0.98 leaves 1.6 GiB of the" in found["problems"][0]
+    assert "at most 0.97" in found["problems"][0]
+    fits = plan(cards(1, H100), gpu_memory_utilization=0.97, **settings)
+    assert fits["fits"] and fits["kv_cache_memory_bytes"] is None
 
 
 @pytest.mark.parametrize("for_deploy", [False, True])

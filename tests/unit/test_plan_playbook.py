@@ -48,14 +48,15 @@ def test_plan_of_a_case_file_in_check_mode(run):
     done, report = run(CASE, "--check", "--diff")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "changed=0" in done.stdout
-    assert "deepseek-r1-32b q4_k_m" in done.stdout
+    assert "deepseek-r1-32b awq" in done.stdout
     plan = json.loads(report.read_text())
     assert plan["host"] == "plan-test"
     assert plan["fits"]
     assert {
         "engine", "runtime", "model", "precision", "reasons", "alternatives", "max_model_len",
         "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs", "kv_cache_dtype",
-        "gpu_memory_utilization", "enforce_eager", "memory_per_gpu", "disk_bytes", "download",
+        "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager", "memory_per_gpu",
+        "disk_bytes", "download",
         "estimate", "served_model_name", "problems", "engine_args", "fallback",
     } <= set(plan)  # fmt: skip
     assert set(plan["memory_per_gpu"]) >= {

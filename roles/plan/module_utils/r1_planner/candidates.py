@@ -25,6 +25,7 @@ class Candidate:
     pipeline_parallel: int = 1
     gpus: int = 0
     utilization: float | None = None
+    kv_cache_bytes: int | None = None  # what vLLM is told outright
     kv_dtype: str = "f16"
     eager: bool = False
     batched_tokens: int = 0

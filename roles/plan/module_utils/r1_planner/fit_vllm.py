@@ -1,25 +1,27 @@
-"""vLLM: weights split over tensor and pipeline parallel ranks, the rest of a share of each
-card becomes KV cache. SGLang is planned by the same rule (its own is not measured yet)."""
+"""vLLM: weights split over tensor and pipeline parallel ranks, and what a card has left besides
+becomes KV cache. SGLang is planned by the same rule (its own is not measured yet).
+
+The KV cache is computed here and told to vLLM outright, unless gpu_memory_utilization is set:
+then vLLM computes it, and the plan says what it will find.
+"""
 
 from __future__ import annotations
 
 import math
 
-from . import cards, fit_llama, kv, memory, speed, weights, words
-from .units import GIB, number, round_down
+from . import cards, fit_llama, kv, memory, memory_vllm, speed, weights, words
+from .units import gib, number, round_down
 
-# context, sequences and batched tokens that a goal asks for
+# What a goal asks for: context, and (sequences, batched tokens) in falling order. Each step down
+# leaves more of the card to the KV cache; large batches of tokens read long prompts faster.
 GOALS = {
-    "balanced": (32768, 64, 8192),
-    "latency": (32768, 16, 2048),
-    "throughput": (16384, 256, 8192),
-    "context": (None, 8, 2048),
+    "balanced": (32768, ((64, 8192), (64, 4096), (32, 2048), (16, 1024), (8, 512))),
+    "latency": (32768, ((16, 8192), (16, 4096), (16, 2048), (8, 1024), (8, 512))),
+    "throughput": (16384, ((256, 8192), (128, 8192), (64, 4096), (32, 2048), (16, 1024), (8, 512))),
+    "context": (None, ((8, 2048), (8, 1024), (8, 512))),
 }
-# Cards below this get small batches: activations would eat the context.
-_LARGE_CARD = 40 * GIB
-_SMALL_BATCH = (16, 2048)
-_MOST_UTILIZATION = 0.95
 _STEP = 1024
+BLOCK = 16  # tokens: vLLM hands out its KV cache in blocks
 
 
 def fit(model, engine, precision, hardware, wishes):
@@ -42,12 +44,26 @@ def fit(model, engine, precision, hardware, wishes):
         tries.append("fp8")
     best = None
     for dtype in tries:
-        found = _fit(model, precision, hardware, wishes, dtype, ranks, pipeline)
-        if found.pop("whole"):
-            return found
-        if best is None or fit_llama.worth(found) > fit_llama.worth(best):
-            best = found
+        for sequences, batched in batches(wishes):
+            found = _fit(
+                model, precision, hardware, wishes, dtype, ranks, pipeline, sequences, batched
+            )
+            if found.pop("whole"):
+                return found
+            if best is None or fit_llama.worth(found) > fit_llama.worth(best):
+                best = found
     return best
+
+
+def batches(wishes):
+    """(max_num_seqs, max_num_batched_tokens) to try, in order; what is set is not varied."""
+    steps = []
+    for sequences, batched in GOALS[wishes.goal][1]:
+        sequences = wishes.max_num_seqs or sequences
+        batched = wishes.max_num_batched_tokens or max(batched, sequences)
+        if (sequences, batched) not in steps:
+            steps.append((sequences, batched))
+    return steps
 
 
 def tensor_parallel(shape, hardware, wishes):
@@ -69,38 +85,50 @@ def loaded_bytes(model, precision):
     return model.precisions[precision].get("loaded_bytes") or weights.file_bytes(model, precision)
 
 
+def _rank(model, precision, wishes, ranks, pipeline, sequences, batched):
+    eager = bool(wishes.enforce_eager)
+    return memory_vllm.Rank(model.shape, precision, sequences, batched, eager, ranks, pipeline)
+
+
 def account(model, precision, gpu, wishes, dtype, ranks, pipeline, sequences, batched):
-    """Return the Memory of one rank and its gpu_memory_utilization."""
-    shape = model.shape
-    activation = memory.vllm_activation(shape, batched, sequences, precision)
-    graphs = memory.vllm_graphs(shape, sequences, bool(wishes.enforce_eager))
-    free = gpu.usable - memory.VLLM_CONTEXT - memory.VLLM_MARGIN - graphs
-    most = min(_MOST_UTILIZATION, math.floor(free / gpu.usable * 100) / 100)
-    share = wishes.gpu_memory_utilization or most
-    # vLLM does not count its graphs and the context into the share it is given
-    held = memory.Memory(
-        weights=loaded_bytes(model, precision) // (ranks * pipeline)
-        + memory.vllm_loading_extra(precision) // ranks,
-        kv_per_token=kv.kv_bytes_per_token(model, dtype, ranks, pipeline),
-        activation=activation,
-        graphs=graphs,
-        other=memory.VLLM_NON_TORCH,
-        budget=int(share * gpu.usable) + graphs,
-    )
-    return held, share
+    """Return the Memory of one rank, its gpu_memory_utilization and, unless that was set, the
+    KV cache in bytes that vLLM is to be told."""
+    rank = _rank(model, precision, wishes, ranks, pipeline, sequences, batched)
+    total, per_token = gpu.usable, kv.kv_bytes_per_token(model, dtype, ranks, pipeline)
+    held = rank.weights(loaded_bytes(model, precision))
+    share = wishes.gpu_memory_utilization
+    if share:
+        # vLLM counts neither its graphs nor what is outside torch before it starts into its share
+        own = memory.Memory(
+            held, per_token, rank.profiled, rank.graphs, rank.non_torch,
+            int(share * total) + rank.graphs,
+        )  # fmt: skip
+        return own, share, None
+    other = rank.non_torch + rank.outside - rank.graphs
+    budget = int(total * (1 - memory_vllm.MARGIN))
+    own = memory.Memory(held, per_token, rank.running, rank.graphs, other, budget)
+    cache = round_down(own.kv_tokens, BLOCK) * per_token
+    # the same cache by vLLM's own reckoning, as far as that lets it start
+    counted = (held + cache + rank.profiled + rank.non_torch) / total
+    return own, min(math.floor(counted * 100) / 100, _most_share(rank, gpu)), cache
 
 
-def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline):
+def _most_share(rank, gpu):
+    """The highest gpu_memory_utilization beside which vLLM's graphs and requests have room."""
+    left = rank.outside + max(0, rank.running - rank.profiled)
+    return math.floor((gpu.usable - left) / gpu.usable * 100) / 100
+
+
+def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline, sequences, batched):
     gpu = hardware.gpus[0]
-    goal_context, sequences, batched = GOALS[wishes.goal]
-    if gpu.usable < _LARGE_CARD:
-        sequences, batched = min(sequences, _SMALL_BATCH[0]), min(batched, _SMALL_BATCH[1])
-    sequences = wishes.max_num_seqs or sequences
-    batched = wishes.max_num_batched_tokens or batched
-    held, share = account(model, precision, gpu, wishes, dtype, ranks, pipeline, sequences, batched)
+    goal_context = GOALS[wishes.goal][0]
+    held, share, cache = account(
+        model, precision, gpu, wishes, dtype, ranks, pipeline, sequences, batched
+    )
+    rank = _rank(model, precision, wishes, ranks, pipeline, sequences, batched)
     least = fit_llama.least_context(model, wishes, True)
     wanted = wishes.max_model_len or min(goal_context or model.max_positions, model.max_positions)
-    room = held.kv_tokens
+    room = round_down(held.kv_tokens, BLOCK)
     context = wanted
     if not wishes.max_model_len and wanted > room:
         context = max(least, round_down(room, _STEP))
@@ -114,6 +142,7 @@ def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline):
         "tensor_parallel": ranks,
         "pipeline_parallel": pipeline,
         "utilization": share,
+        "kv_cache_bytes": cache,
         "kv_dtype": dtype,
         "eager": bool(wishes.enforce_eager),
         "speed": speed.estimate(
@@ -131,6 +160,12 @@ def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline):
         found["why_not"] = (
             f"{model.name} was made for at most {number(model.max_positions)} tokens; "
             f"max_model_len asks for {number(context)}."
+        )
+    elif share > (most := _most_share(rank, gpu)):
+        found["why_not"] = (
+            f"{model.name} {precision}: gpu_memory_utilization {share:.2f} leaves "
+            f"{gib((1 - share) * gpu.usable)} of the {gpu.name} for what vLLM does not count "
+            f"(CUDA's context, graphs, requests' state), which is too little; at most {most:.2f}."
         )
     elif context > room:
         each = f"on each of {ranks * pipeline} GPUs, " if ranks * pipeline > 1 else ""

@@ -203,6 +203,7 @@ class _Plan:
             "max_num_seqs": shown.sequences,
             "max_num_batched_tokens": shown.batched_tokens,
             "gpu_memory_utilization": shown.utilization,
+            "kv_cache_memory_bytes": shown.kv_cache_bytes,
             "kv_cache_dtype": shown.kv_dtype,
             "enforce_eager": shown.eager,
             key: shown.memory.as_dict(shown.tokens) if shown.memory else None,
