@@ -1,9 +1,11 @@
 """A deploy killed at any moment heals by running again."""
 
+import contextlib
 import os
 import random
 import re
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,6 +68,8 @@ def test_a_deploy_over_ssh_heals_after_a_kill_or_a_power_cut(manager, tmp_path):
     recipe, settings = REMOTE[manager]
     with Remote(recipe) as host:
         box = RemoteBox(host, REPO, tmp_path, **settings)
+        box.deploy("deploy, which brings the packages").result.ok()
+        box.teardown("-e", "host_remove_data=true")
         whole = box.deploy("deploy, not killed")
         whole.result.ok()
         rows = []
@@ -81,12 +85,16 @@ def cut_and_heal(box: RemoteBox, point: tuple[int, float], log: Path, power: boo
     tasks, seconds = point
     start = time.monotonic()
     process = box.start(log)
-    wait_for(lambda: log.read_bytes().count(b"\nTASK [") >= tasks, 600)
-    time.sleep(seconds)
+    wait_for(
+        lambda: log.read_bytes().count(b"\nTASK [") >= tasks or process.poll() is not None, 600
+    )
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)  # what is over before is cut at its end
     moment = time.monotonic() - start
     if power:
         box.machine.restart()
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
     where = f"{'host off and on' if power else 'controller killed'}, {last_task(log)}"
     healed = heal(box, f"{moment:.1f} s, {where}")
