@@ -85,11 +85,7 @@ def cut_and_heal(box: RemoteBox, point: tuple[int, float], log: Path, power: boo
     tasks, seconds = point
     start = time.monotonic()
     process = box.start(log)
-    wait_for(
-        lambda: log.read_bytes().count(b"\nTASK [") >= tasks or process.poll() is not None, 600
-    )
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)  # what is over before is cut at its end
+    let_run(process, log, tasks, seconds)
     moment = time.monotonic() - start
     if power:
         box.machine.restart()
@@ -155,12 +151,19 @@ def kill_and_heal(copy, point: tuple[int, float], folder) -> str:
         box = Box(machine)
         start = time.monotonic()
         process = machine.start(box.deploy_command(), log, cwd=CLONE)
-        wait_for(lambda: log.read_bytes().count(b"\nTASK [") >= tasks)
-        time.sleep(seconds)
+        let_run(process, log, tasks, seconds)
         moment = time.monotonic() - start
         task = kill(box, process, log)
         healed = heal(box, f"{moment:.1f} s, {task}")
     return f"{moment:6.1f} | {healed:6.1f} | 0 | {task}"
+
+
+def let_run(process, log: Path, tasks: int, seconds: float) -> None:
+    """Until so many tasks have begun, and seconds after that; at most until it ends."""
+    begun = b"\nTASK ["
+    wait_for(lambda: log.read_bytes().count(begun) >= tasks or process.poll() is not None, 600)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
 
 
 def kill(box, process, log) -> str:
