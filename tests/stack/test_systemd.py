@@ -112,15 +112,17 @@ def test_an_engine_that_loads_is_not_called_active(box):
         f" for i in $(seq 2000); do [ $(systemctl show --property SubState --value {engine}) ="
         f" start-post ] && exec systemctl kill --signal STOP --kill-whom main {engine}; done; false"
     )
-    assert frozen.rc == 0, "it was never seen to load"
-    time.sleep(2)
-    assert show(box, "engine", "ActiveState") == "activating"
-    status = box.machine.run("deepseek-r1 status")
-    assert status.rc == 3
-    assert re.search(f"{engine}.service +loaded +activating", status.output)
-    assert box.ask("/healthz")[0] == 503
-    assert show(box, "gateway", "ActiveState") == "active"
-    box.machine.run(f"systemctl kill --signal CONT --kill-whom main {engine}").ok()
+    try:
+        assert frozen.rc == 0, "it was never seen to load"
+        time.sleep(2)
+        assert show(box, "engine", "ActiveState") == "activating"
+        status = box.machine.run("deepseek-r1 status")
+        assert status.rc == 3
+        assert re.search(f"{engine}.service +loaded +activating", status.output)
+        assert box.ask("/healthz")[0] == 503
+        assert show(box, "gateway", "ActiveState") == "active"
+    finally:
+        box.machine.run(f"systemctl kill --signal CONT --kill-whom main {engine}").ok()
     # `start` has nothing to do, but to wait.
     assert box.machine.run("deepseek-r1 start").ok().output == ""
     assert show(box, "engine", "ActiveState") == "active"
