@@ -130,7 +130,7 @@ def test_vllm_memory(name, precision, dtype, more, gibs, tokens):
         wishes.max_num_seqs, wishes.max_num_batched_tokens or 16384,
     )  # fmt: skip
     assert held.weights / GIB == pytest.approx(gibs, rel=0.03)
-    assert held.kv_tokens == pytest.approx(tokens, rel=0.05)
+    assert held.kv_tokens == pytest.approx(tokens, rel=0.03)
 
 
 # Starts of vLLM 0.26.0 on an H100, each with its settings and vLLM's own figures in bytes.

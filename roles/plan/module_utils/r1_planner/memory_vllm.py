@@ -1,14 +1,14 @@
 """What vLLM keeps on one GPU, part by part.
 
-Read from vLLM 0.26.0's source and from 22 starts on an H100 (tests/unit/data/vllm-h100.jsonl,
+Read from vLLM 0.26.0's source and from 23 starts on an H100 (tests/unit/data/vllm-h100.jsonl,
 made by tests/bench/vllm_memory.py). vLLM itself computes, when it starts:
 
     KV cache = gpu_memory_utilization x usable memory - weights - activation - non-torch
 
 with `activation` the highest point of a trial run. It leaves out the CUDA context, the CUDA
 graphs and the state of the requests, which have to fit into what the utilization leaves. Told
-the KV cache outright (--kv-cache-memory-bytes) it takes that; `Rank.need` says then what else
-has to fit.
+the KV cache outright (--kv-cache-memory-bytes) it takes that; what has to fit beside are the
+weights, `Rank.running`, `Rank.non_torch` and `Rank.outside`.
 
 T: max_num_batched_tokens. S: max_num_seqs. All results are bytes.
 """
@@ -42,7 +42,7 @@ _GRAPH_PIECE = 132 * KIB  # each size and layer
 _GRAPH_ROW = 2112  # each row of a whole graph's batch, and head: the attention's partial sums
 
 # Marlin's repacked 4-bit matrices: bytes per weight over the file's.
-_MARLIN_EXTRA = 1.6 / 128
+_MARLIN_EXTRA = 1.4 / 128
 # Norms, biases and scales of a layer, each in a block of its own.
 _LAYER_CRUMBS = MIB // 2
 # Of each possible request and token of the vocabulary: counts for penalties, and three bitmasks.
