@@ -125,10 +125,12 @@ VLLM = [
 @pytest.mark.parametrize(("name", "precision", "dtype", "more", "gibs", "tokens"), VLLM)
 def test_vllm_memory(name, precision, dtype, more, gibs, tokens):
     wishes = Wishes(**{"gpu_memory_utilization": 0.9, "max_num_seqs": 256, **more})
-    held, _share, _cache = fit_vllm.account(
-        model(name), precision, ONE_H100.gpus[0], wishes, dtype, 1, 1,
-        wishes.max_num_seqs, wishes.max_num_batched_tokens or 16384,
+    rank = memory_vllm.Rank(
+        model(name).shape, precision, wishes.max_num_seqs, wishes.max_num_batched_tokens or 16384,
+        bool(wishes.enforce_eager),
     )  # fmt: skip
+    gpu = ONE_H100.gpus[0]
+    held, _share, _cache = fit_vllm.account(rank, model(name), gpu, wishes, dtype)
     assert held.weights / GIB == pytest.approx(gibs, rel=0.03)
     assert held.kv_tokens == pytest.approx(tokens, rel=0.03)
 

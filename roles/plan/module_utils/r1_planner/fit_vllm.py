@@ -85,17 +85,12 @@ def loaded_bytes(model, precision):
     return model.precisions[precision].get("loaded_bytes") or weights.file_bytes(model, precision)
 
 
-def _rank(model, precision, wishes, ranks, pipeline, sequences, batched):
-    eager = bool(wishes.enforce_eager)
-    return memory_vllm.Rank(model.shape, precision, sequences, batched, eager, ranks, pipeline)
-
-
-def account(model, precision, gpu, wishes, dtype, ranks, pipeline, sequences, batched):
-    """Return the Memory of one rank, its gpu_memory_utilization and, unless that was set, the
-    KV cache in bytes that vLLM is to be told."""
-    rank = _rank(model, precision, wishes, ranks, pipeline, sequences, batched)
-    total, per_token = gpu.usable, kv.kv_bytes_per_token(model, dtype, ranks, pipeline)
-    held = rank.weights(loaded_bytes(model, precision))
+def account(rank, model, gpu, wishes, dtype):
+    """Return the Memory of a memory_vllm.Rank, its gpu_memory_utilization and, unless that was
+    set, the KV cache in bytes that vLLM is to be told."""
+    parallel = rank.tensor_parallel, rank.pipeline_parallel
+    total, per_token = gpu.usable, kv.kv_bytes_per_token(model, dtype, *parallel)
+    held = rank.weights(loaded_bytes(model, rank.precision))
     share = wishes.gpu_memory_utilization
     if share:
         # vLLM counts neither its graphs nor what is outside torch before it starts into its share
@@ -122,10 +117,9 @@ def _most_share(rank, gpu):
 def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline, sequences, batched):
     gpu = hardware.gpus[0]
     goal_context = GOALS[wishes.goal][0]
-    held, share, cache = account(
-        model, precision, gpu, wishes, dtype, ranks, pipeline, sequences, batched
-    )
-    rank = _rank(model, precision, wishes, ranks, pipeline, sequences, batched)
+    eager = bool(wishes.enforce_eager)
+    rank = memory_vllm.Rank(model.shape, precision, sequences, batched, eager, ranks, pipeline)
+    held, share, cache = account(rank, model, gpu, wishes, dtype)
     least = fit_llama.least_context(model, wishes, True)
     wanted = wishes.max_model_len or min(goal_context or model.max_positions, model.max_positions)
     room = round_down(held.kv_tokens, BLOCK)
@@ -144,7 +138,7 @@ def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline, sequences, 
         "utilization": share,
         "kv_cache_bytes": cache,
         "kv_dtype": dtype,
-        "eager": bool(wishes.enforce_eager),
+        "eager": eager,
         "speed": speed.estimate(
             model,
             precision,
@@ -152,7 +146,7 @@ def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline, sequences, 
             hardware,
             "vllm",
             ranks,
-            bool(wishes.enforce_eager),
+            eager,
         ),
         "whole": context >= wanted and context <= room,
     }

@@ -80,6 +80,10 @@ class Rank:
         return math.ceil(self.shape.layers / self.pipeline_parallel)
 
     @property
+    def four_bit(self):
+        return self.precision in ("awq", "gptq")
+
+    @property
     def vocab(self):
         """Rows of the embedding and of the head on this rank."""
         return math.ceil(self.shape.vocab / self.tensor_parallel)
@@ -115,7 +119,7 @@ class Rank:
             count = rows * columns
             if self.precision == "fp8":
                 total += _block(count) + 4 * columns
-            elif self.precision in ("awq", "gptq"):
+            elif self.four_bit:
                 scales = 2.5 if self.precision == "awq" else 2  # awq has zero points too
                 total += _block(count / 2) + count * (scales / 128 + _MARLIN_EXTRA)
             else:
@@ -153,13 +157,13 @@ class Rank:
 
     @property
     def workspace(self):
-        scratch = self.eager or self.precision in ("awq", "gptq")
+        scratch = self.eager or self.four_bit
         return _WORKSPACE + (0 if scratch else _COMPILED_SCRATCH)
 
     @property
     def profiled(self):
         """Activation that vLLM's trial run measures at the first start."""
-        forward = self.forward + (0 if self.precision in ("awq", "gptq") else self.workspace)
+        forward = self.forward + (0 if self.four_bit else self.workspace)
         return max(forward, self.tuning, 2 * self.sequences * self.shape.vocab + self.workspace)
 
     @property
