@@ -110,11 +110,13 @@ def paths(tmp_path) -> dict:
 
 @pytest.fixture
 def redis(background, paths):
-    """A real Redis with the role's configuration; its process."""
+    """A real Redis with the role's configuration, and a user who may pause it; its process."""
     role = Role("redis", __redis_user=USER, **paths)
     role.write()
     socket_file = Path(paths["r1_run"]) / "redis/redis.sock"
-    process = background(role.argv(), ready=socket_file.is_socket)
+    pauses = ["--user", "pauses", "on", "nopass", "+client"]
+    pauses += ["--hz", "500"]  # the clock that ends a pause
+    process = background(role.argv() + pauses, ready=socket_file.is_socket)
     process.socket = socket_file
     yield process
     process.send_signal(signal.SIGCONT)

@@ -201,6 +201,14 @@ def test_sizes(start_gateway, redis, stand_in):
     assert gateway.chat("x" * 2_000_000, temperature=0).cache == "BYPASS"  # spilled to a file
 
 
+def test_the_next_request_finds_the_answer_of_a_slow_redis(start_gateway, redis, stand_in):
+    gateway = start_gateway(stand_in.port)
+    stand_in.says(COMPLETE % 1)
+    pause = ("CLIENT", "PAUSE", "30", "WRITE")  # milliseconds; reads go on
+    assert command(redis, "--user", "pauses", "--pass", "any", "--no-auth-warning", *pause) == "OK"
+    assert [gateway.chat(temperature=0).cache for _ in range(2)] == ["MISS", "HIT"]
+
+
 def test_entries_expire(start_gateway, redis, counting):
     gateway = start_gateway(counting.port, gateway_cache_ttl=1)
     assert [gateway.chat(seed=1).cache for _ in range(2)] == ["MISS", "HIT"]

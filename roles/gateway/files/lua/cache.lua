@@ -76,21 +76,15 @@ function cache.get(key)
     return value, "HIT"
 end
 
--- Begins to store an answer. Call it before the client gets the answer, so that its next request
--- finds it, and the function it returns after that, so that nobody waits for Redis's reply.
+-- Stores an answer. Call it before the client gets the answer, so that its next request finds it:
+-- Redis reads a long command in several turns, and may serve another connection between them.
 function cache.put(key, value)
     if #value > settings.max_bytes then
-        return function() end
+        return
     end
-    local sock, err = redis.send("SET", key, value, "EX", settings.ttl)
-    return function()
-        local ok
-        if sock then
-            ok, err = redis.finish(sock)
-        end
-        if not ok then
-            broken(err)
-        end
+    local ok, err = redis.ask("SET", key, value, "EX", settings.ttl)
+    if not ok then
+        broken(err)
     end
 end
 

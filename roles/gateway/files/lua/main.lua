@@ -157,13 +157,10 @@ local function relay(request, route, key)
     elseif route.method == "GET" then
         body = ollama.plain_names(body)
     end
-    if not (complete and key and response.status == 200) then
-        return send(body)
+    if complete and key and response.status == 200 then
+        cache.put(key, body)
     end
-    local finish = cache.put(key, body)
-    send(body)
-    ngx.eof()
-    finish()
+    return send(body)
 end
 
 function main.serve()

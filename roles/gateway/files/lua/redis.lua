@@ -47,34 +47,24 @@ local function reply(sock)
     return nil, rest
 end
 
--- Sends a command; redis.finish reads the reply.
-function redis.send(...)
+-- The reply to a command (ngx.null for none), or nil and an error.
+function redis.ask(...)
     local sock = ngx.socket.tcp()
     sock:settimeouts(settings.connect_timeout, settings.read_timeout, settings.read_timeout)
+    local value
     local ok, err = connect(sock)
     if ok then
         ok, err = sock:send(encode({...}))
     end
-    return ok and sock, err
-end
-
--- The reply (ngx.null for none), or nil and an error.
-function redis.finish(sock)
-    local value, err = reply(sock)
+    if ok then
+        value, err = reply(sock)
+    end
     if value then
         sock:setkeepalive(60000, 64)
     else
         sock:close() -- what still comes belongs to nobody
     end
     return value, err
-end
-
-function redis.ask(...)
-    local sock, err = redis.send(...)
-    if sock then
-        return redis.finish(sock)
-    end
-    return nil, err
 end
 
 return redis
