@@ -13,6 +13,8 @@ so no model and no network is needed. Each case is a mapping:
   card_mib  optional: let torch have no more than a card of this size would leave it
   trace   optional: also record which tensors are alive at the peak of the profiling run
   env     optional: environment variables
+  sampling  optional: other sampling parameters than R1's temperature 0.6 and top_p 0.95
+  kernels optional: also record what the GPU does for one user, in microseconds a token
 
 A case has a process of its own. The next one is imported while one runs, and waits for the GPU.
 A result is one line of JSON: the case, bytes as vLLM itself accounts for them, seconds, speed.
@@ -166,25 +168,39 @@ def at_peak(events: list[dict], most: int = 14) -> list[dict]:
     ]
 
 
-def speed(llm, users: int, seed: int) -> float:
-    """Tokens per second of so many users at once, each with a prompt of its own."""
+def ask(llm, users: int, seed: int, tokens: int, sampling: dict) -> float:
+    """Seconds that so many users at once wait for so many tokens, each with its own prompt."""
     from vllm import SamplingParams
 
-    def ask(seed, tokens):
-        words = random.Random(seed)
-        length = 128 if users == 1 else 512
-        prompts = [
-            {"prompt_token_ids": [words.randrange(1000, 100000) for _ in range(length)]}
-            for _ in range(users)
-        ]
-        how = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=tokens, ignore_eos=True,
-                             detokenize=False)  # fmt: skip
-        begin = time.monotonic()
-        llm.generate(prompts, how, use_tqdm=False)
-        return time.monotonic() - begin
+    words = random.Random(seed)
+    length = 128 if users == 1 else 512
+    prompts = [
+        {"prompt_token_ids": [words.randrange(1000, 100000) for _ in range(length)]}
+        for _ in range(users)
+    ]
+    how = {"temperature": 0.6, "top_p": 0.95, "ignore_eos": True, "detokenize": False} | sampling
+    begin = time.monotonic()
+    llm.generate(prompts, SamplingParams(max_tokens=tokens, **how), use_tqdm=False)
+    return time.monotonic() - begin
 
-    ask(seed, 24)
-    return round(users * 256 / ask(seed + 1, 256), 1)
+
+def speed(llm, users: int, sampling: dict) -> float:
+    """Tokens per second of so many users at once, warmed up first."""
+    ask(llm, users, users, 24, sampling)
+    return round(users * 256 / ask(llm, users, users + 1, 256, sampling), 1)
+
+
+def kernels(llm, sampling: dict, tokens: int = 64, most: int = 25) -> dict:
+    """Microseconds of the GPU for each token of one user, kernel by kernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        seconds = ask(llm, 1, 7, tokens, sampling)
+    times = {event.key[:120]: event.self_device_time_total for event in record.key_averages()}
+    largest = sorted(times, key=times.get, reverse=True)[:most]
+    said = {name: round(times[name] / tokens, 1) for name in largest}
+    said["all of the GPU"] = round(sum(times.values()) / tokens)
+    return said | {"a token": round(1e6 * seconds / tokens)}
 
 
 def one(case: dict) -> dict:
@@ -209,11 +225,16 @@ def one(case: dict) -> dict:
             llm = LLM(model=folder, load_format="dummy", skip_tokenizer_init=True,
                       dtype="bfloat16", **case["args"])  # fmt: skip
             result["started_s"] = round(time.monotonic() - begin, 1)
+            sampling = case.get("sampling", {})
             result["tokens_per_second"] = {
-                str(users): speed(llm, users, seed=users) for users in case.get("users", [])
+                str(users): speed(llm, users, sampling) for users in case.get("users", [])
             }
-            result["running"] = torch.cuda.max_memory_allocated() - result["torch_when_ready"]
-            result["torch_reserved_at_most"] = torch.cuda.max_memory_reserved()
+            if "torch_when_ready" in result:  # not where vLLM has a process of its own
+                running = torch.cuda.max_memory_allocated() - result["torch_when_ready"]
+                reserved = torch.cuda.max_memory_reserved()
+                result.update(running=running, torch_reserved_at_most=reserved)
+            if case.get("kernels"):
+                result["kernels"] = kernels(llm, sampling)
         except Done:
             pass
         except Exception as error:
