@@ -41,8 +41,8 @@ _GRAPHS_BASE = 140 * MIB
 _GRAPH_PIECE = 132 * KIB  # each size and layer
 _GRAPH_ROW = 2112  # each row of a whole graph's batch, and head: the attention's partial sums
 
-# Marlin's repacked 4-bit matrices: bytes per weight over the file's.
-_MARLIN_EXTRA = 1.4 / 128
+# 4-bit matrices: bytes of scales, and AWQ's of zero points and of repacking, for each 128 weights.
+_FOUR_BIT_EXTRA = {"gptq": 2, "awq": 3.9}
 # Norms, biases and scales of a layer, each in a block of its own.
 _LAYER_CRUMBS = MIB // 2
 # Of each possible request and token of the vocabulary: counts for penalties, and three bitmasks.
@@ -120,8 +120,7 @@ class Rank:
             if self.precision == "fp8":
                 total += _block(count) + 4 * columns
             elif self.four_bit:
-                scales = 2.5 if self.precision == "awq" else 2  # awq has zero points too
-                total += _block(count / 2) + count * (scales / 128 + _MARLIN_EXTRA)
+                total += _block(count / 2) + count * _FOUR_BIT_EXTRA[self.precision] / 128
             else:
                 total += _block(2 * count)
         return total
