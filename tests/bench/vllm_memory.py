@@ -15,15 +15,18 @@ so no model and no network is needed. Each case is a mapping:
   env     optional: environment variables
   sampling  optional: other sampling parameters than R1's temperature 0.6 and top_p 0.95
   kernels optional: also record what the GPU does for one user, in microseconds a token
+  calls   optional: the same of the CPU, Python function by function
 
 A case has a process of its own. The next one is imported while one runs, and waits for the GPU.
 A result is one line of JSON: the case, bytes as vLLM itself accounts for them, seconds, speed.
 """
 
 import argparse
+import cProfile
 import fcntl
 import json
 import os
+import pstats
 import random
 import subprocess
 import sys
@@ -203,6 +206,23 @@ def kernels(llm, sampling: dict, tokens: int = 64, most: int = 25) -> dict:
     return said | {"a token": round(1e6 * seconds / tokens)}
 
 
+def calls(llm, sampling: dict, tokens: int = 256, most: int = 40) -> dict:
+    """Microseconds of Python for each token of one user, function by function."""
+    record = cProfile.Profile()
+    record.enable()
+    seconds = ask(llm, 1, 9, tokens, sampling)
+    record.disable()
+    found = {
+        f"{Path(file).name}:{line} {name}": own
+        for (file, line, name), (_cc, _nc, own, _all, _callers) in pstats.Stats(
+            record
+        ).stats.items()
+    }
+    largest = sorted(found, key=found.get, reverse=True)[:most]
+    said = {name: round(1e6 * found[name] / tokens, 1) for name in largest}
+    return said | {"a token": round(1e6 * seconds / tokens)}
+
+
 def one(case: dict) -> dict:
     """Run one case in this process."""
     begin = time.monotonic()
@@ -235,6 +255,9 @@ def one(case: dict) -> dict:
                 result.update(running=running, torch_reserved_at_most=reserved)
             if case.get("kernels"):
                 result["kernels"] = kernels(llm, sampling)
+            if case.get("calls"):
+                result["calls"] = calls(llm, sampling)
+            llm.llm_engine.engine_core.shutdown()  # a process of its own would live on
         except Done:
             pass
         except Exception as error:
