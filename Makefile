@@ -48,7 +48,8 @@ docs: .venv-test ## Rewrite the tables of both READMEs
 lock: ## Renew the hashed lock files from the .in files (needs uv)
 	for f in requirements/*.in roles/*/files/*.in; do \
 	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
-	    --no-annotate $$f -o $${f%.in}.txt || exit 1; done
+	    --no-annotate $$([ -f $${f%.in}.override ] && echo --override $${f%.in}.override) \
+	    $$f -o $${f%.in}.txt || exit 1; done
 
 clean: ## Remove the environments and caches of this clone
 	rm -rf .venv .venv-test .cache .ruff_cache .ansible

@@ -140,15 +140,18 @@ def test_671b_in_fp8_needs_two_hosts_of_eight_80_gb_cards():
     assert (two["tensor_parallel_size"], two["pipeline_parallel_size"]) == (8, 2)
     refused = plan(cards(8, H100, nodes=2), True, model="deepseek-r1-671b")
     assert not refused["fits"]
-    assert "With vLLM, which this version cannot deploy yet" in refused["problems"][0]
+    assert "With vLLM, which `engine: auto` does not take" in refused["problems"][0]
+    refused = plan(cards(8, H100, nodes=2), True, model="deepseek-r1-671b", engine="vllm")
+    assert "plan_nodes: this version can plan for 2 but not deploy it" in refused["problems"][0]
 
 
 def test_an_engine_that_cannot_be_deployed_yet_is_planned_and_refused():
-    wish = {"engine": "vllm", "model": "deepseek-r1-7b"}
+    wish = {"engine": "sglang", "model": "deepseek-r1-7b"}
     assert plan(cards(1, H100), **wish)["problems"] == []
     found = plan(cards(1, H100), True, **wish)
     assert found["fits"]
-    assert "can plan for vLLM but not deploy it" in found["problems"][0]
+    assert "can plan for SGLang but not deploy it" in found["problems"][0]
+    assert plan(cards(1, H100), True, **wish | {"engine": "vllm"})["problems"] == []
     assert "vLLM is fastest on this card" in reasons(plan(cards(1, H100), True))
 
 
@@ -216,8 +219,23 @@ def test_what_a_card_cannot_do(card, settings, message):
 def test_gguf_engines_and_checkpoints_do_not_mix():
     found = plan(PLAIN, engine="llamacpp", model="deepseek-r1-7b", precision="awq")
     assert "awq is not for llama.cpp, which loads GGUF files" in found["problems"][0]
-    found = plan(PLAIN, engine="vllm", model="deepseek-r1-7b")
-    assert "vLLM needs an NVIDIA GPU and the host has none" in found["problems"][0]
+    found = plan(PLAIN, engine="sglang", model="deepseek-r1-7b")
+    assert "SGLang needs an NVIDIA GPU and the host has none" in found["problems"][0]
+
+
+def test_vllm_on_a_cpu():
+    found = plan(PLAIN, engine="vllm", model="tiny-r1", max_num_seqs=2)
+    assert (found["precision"], found["enforce_eager"]) == ("bf16", True)
+    assert found["kv_cache_memory_bytes"] == 2 * 4096 * 3 * 2 * 2 * 64 * 2  # slots, tokens, K and V
+    assert found["memory"]["total_bytes"] > 3e9  # its processes
+    for settings, told in (
+        ({"precision": "awq", "model": "deepseek-r1-7b"}, "without a GPU vLLM is given bf16"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype: fp8 needs a GPU with vLLM"),
+        ({"tensor_parallel_size": 2}, "without a GPU vLLM is one process"),
+        ({"model": "deepseek-r1-32b"}, "RAM less 1.0 GiB for the system leave"),
+    ):
+        found = plan(PLAIN, **{"engine": "vllm", "model": "tiny-r1"} | settings)
+        assert told in found["problems"][0]
 
 
 def test_what_you_set_wins():

@@ -251,6 +251,8 @@ def contradictions(settings: dict, host: str) -> list[str]:
     if adopted and kv_type not in ("auto", "f16"):
         clash("kv_cache_dtype", "is for the adopted Ollama to choose", "use auto")
     if value("runtime") == "compose":
+        if engine == "vllm":
+            clash("engine", "is not made for runtime compose yet", "set runtime to native")
         own = "set runtime to native, or take its own one: "
         if adopted:
             clash("ollama_adopt", "cannot be reached from containers", own + "ollama_adopt false")

@@ -74,8 +74,10 @@ def _impossible(model, engine, precision, hardware, wishes):
     if engine not in GGUF_ENGINES and model.shape is None:
         return f"{label}: {name} needs the model's 'shape' (from config.json) to be planned."
     if not hardware.gpus:
-        if engine not in GGUF_ENGINES:
+        if engine == "sglang":
             return f"{label}: {name} needs an NVIDIA GPU and the host has none."
+        if engine == "vllm" and precision != "bf16":
+            return f"{label}: without a GPU {name} is given bf16; set precision to bf16."
         if hardware.nodes > 1:
             return f"{label}: {name} does not serve one model from several hosts."
         return ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from . import cards, sources, weights
 from .candidates import GGUF_ENGINES, evaluate
 from .units import gib
-from .wishes import DEPLOYABLE_ENGINES
+from .wishes import AUTO_ENGINES
 from .words import ENGINE_NAMES
 
 # In this order; the first that fits is taken.
@@ -41,12 +41,12 @@ def engines(hardware, wishes, for_deploy):
         )
     order.append("ollama")
     if for_deploy:
-        left_out = [engine for engine in order if engine not in DEPLOYABLE_ENGINES]
-        order = [engine for engine in order if engine in DEPLOYABLE_ENGINES]
+        left_out = [engine for engine in order if engine not in AUTO_ENGINES]
+        order = [engine for engine in order if engine in AUTO_ENGINES]
         if left_out:
             reasons.append(
-                "engine: vLLM is fastest on this card, but this version cannot deploy it yet; "
-                f"{ENGINE_NAMES[order[0]]} takes its place."
+                "engine: vLLM is fastest on this card, but its deploy is new; "
+                f"{ENGINE_NAMES[order[0]]} takes its place unless you set engine to vllm."
             )
     return tuple(order), reasons
 
@@ -60,6 +60,7 @@ def precisions(model, engine, hardware, wishes):
     else:
         capability = hardware.gpus[0].capability if hardware.gpus else 0
         order = next((o for least, o in _HF_BY_CAPABILITY if capability >= least), _HF_OLD)
+        order = order if hardware.gpus else ("bf16",)
     have = tuple(precision for precision in order if precision in model.precisions)
     return have or tuple(model.precisions)
 

@@ -121,4 +121,9 @@ def _has(hardware, gpus, reserve):
         return f"on each of {gpus} GPUs, and each {hardware.gpus[0].name} has"
     if gpus:
         return f"the {hardware.gpus[0].name} has"
+    return ram_has(hardware, reserve)
+
+
+def ram_has(hardware, reserve):
+    """Start of a sentence on what the main memory offers an engine."""
     return f"the host's {gib(hardware.ram)} RAM less {gib(reserve)} for the system leave"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from . import cards, fit_llama, kv, memory, memory_vllm, speed, weights, words
-from .units import gib, number, round_down
+from .units import MIB, gib, number, round_down
 
 # What a goal asks for: context, and (sequences, batched tokens) in falling order. Each step down
 # leaves more of the card to the KV cache; large batches of tokens read long prompts faster.
@@ -21,11 +21,13 @@ GOALS = {
     "context": (None, ((8, 2048), (8, 1024), (8, 512))),
 }
 _STEP = 1024
-BLOCK = 16  # tokens: vLLM hands out its KV cache in blocks
+BLOCK, CPU_BLOCK = 16, 128  # tokens: vLLM hands out its KV cache in blocks
 
 
 def fit(model, engine, precision, hardware, wishes):
     """Return the fields of a Candidate."""
+    if not hardware.gpus:
+        return _fit_cpu(model, precision, hardware, wishes)
     ranks = tensor_parallel(model.shape, hardware, wishes)
     if isinstance(ranks, str):
         return {"why_not": ranks}
@@ -53,6 +55,47 @@ def fit(model, engine, precision, hardware, wishes):
             if best is None or fit_llama.worth(found) > fit_llama.worth(best):
                 best = found
     return best
+
+
+def _fit_cpu(model, precision, hardware, wishes):
+    """On a CPU: a KV cache for the requests at once, in main memory, nothing compiled."""
+    if wishes.kv_cache_dtype not in ("auto", "bf16", "bfloat16"):
+        return {"why_not": f"kv_cache_dtype: {wishes.kv_cache_dtype} needs a GPU with vLLM."}
+    if (wishes.tensor_parallel_size or 1) * (wishes.pipeline_parallel_size or 1) > 1:
+        return {"why_not": "tensor_parallel_size: without a GPU vLLM is one process; use 1."}
+    goal_context, slots = fit_llama.GOALS_CPU[wishes.goal]
+    context = wishes.max_model_len or min(goal_context or model.max_positions, model.max_positions)
+    slots, batched = wishes.max_num_seqs or slots, wishes.max_num_batched_tokens or 2048
+    reserve = wishes.memory_reserve_mib * MIB
+    rank = memory_vllm.Rank(model.shape, precision, slots, batched, eager=True)
+    held = memory.Memory(
+        loaded_bytes(model, precision), kv.kv_bytes_per_token(model), rank.forward + rank.sampling,
+        0, memory_vllm.CPU_PROCESSES, hardware.ram - reserve,
+    )  # fmt: skip
+    tokens = -(-context // CPU_BLOCK) * CPU_BLOCK * slots
+    found = {
+        "memory": held, "tokens": tokens, "context": context, "sequences": slots,
+        "batched_tokens": max(batched, slots), "kv_cache_bytes": tokens * held.kv_per_token,
+        "eager": True,
+        "speed": speed.estimate(model, precision, held.weights, hardware, "vllm", 1, True),
+    }  # fmt: skip
+    if context > model.max_positions:
+        found["why_not"] = _too_long(model, context)
+    elif tokens > held.kv_tokens:
+        found["why_not"] = words.sentence_of_need(
+            f"{model.name} {precision}",
+            held,
+            tokens,
+            fit_llama.ram_has(hardware, reserve),
+        )
+    return found
+
+
+def _too_long(model, context):
+    return (
+        f"{model.name} was made for at most {number(model.max_positions)} tokens; "
+        f"max_model_len asks for {number(context)}."
+    )
 
 
 def batches(wishes):
@@ -151,10 +194,7 @@ def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline, sequences, 
         "whole": context >= wanted and context <= room,
     }
     if context > model.max_positions:
-        found["why_not"] = (
-            f"{model.name} was made for at most {number(model.max_positions)} tokens; "
-            f"max_model_len asks for {number(context)}."
-        )
+        found["why_not"] = _too_long(model, context)
     elif share > (most := _most_share(rank, gpu)):
         found["why_not"] = (
             f"{model.name} {precision}: gpu_memory_utilization {share:.2f} leaves "

@@ -24,6 +24,8 @@ from .units import GIB, KIB, MIB
 # Before vLLM asks: 527 MiB for CUDA's context. Outside torch while it runs: 230 MiB in every run.
 CONTEXT = 527 * MIB
 NON_TORCH = 230 * MIB
+# On a CPU: its server, engine and worker, read from running ones: 3.1 GiB.
+CPU_PROCESSES = 3328 * MIB
 # With more than one rank, NCCL's channels and the buffers of vLLM's own all-reduce. Not measured
 # by this project; what others' logs show for 2 to 8 ranks.
 NCCL = 512 * MIB

@@ -162,6 +162,10 @@ class _Plan:
             return
         if found.engine not in DEPLOYABLE_ENGINES:
             self.problems.append(reasons.not_deployable("engine", found.engine, DEPLOYABLE_ENGINES))
+        if found.engine in DEPLOYABLE_ENGINES and found.pipeline_parallel > 1:
+            self.problems.append(
+                reasons.not_deployable("plan_nodes", found.pipeline_parallel, (1,))
+            )
         runtime = self.wishes.runtime
         if runtime not in ("auto", *DEPLOYABLE_RUNTIMES):
             self.problems.append(reasons.not_deployable("runtime", runtime, DEPLOYABLE_RUNTIMES))

@@ -151,7 +151,7 @@ def of_no_fit(hardware, smallest):
 def only_planned(found):
     """What would fit with an engine that can be planned but not deployed."""
     return (
-        f"With {ENGINE_NAMES[found.engine]}, which this version cannot deploy yet, {found.label} "
+        f"With {ENGINE_NAMES[found.engine]}, which `engine: auto` does not take, {found.label} "
         "would fit (playbooks/plan.yml shows it)."
     )
 
@@ -160,7 +160,7 @@ def not_deployable(setting, value, known):
     name = ENGINE_NAMES.get(value, value)
     return (
         f"{setting}: this version can plan for {name} but not deploy it; "
-        f"set {setting} to auto or one of {', '.join(known)}."
+        f"set {setting} to auto or one of {', '.join(map(str, known))}."
     )
 
 

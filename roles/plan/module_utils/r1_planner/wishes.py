@@ -10,7 +10,9 @@ from .weights import PRECISIONS
 
 ENGINES = ("auto", "ollama", "vllm", "llamacpp", "sglang")
 # What this version can put on a host. Plans for the others are made, deploys refused.
-DEPLOYABLE_ENGINES = ("llamacpp", "ollama")
+DEPLOYABLE_ENGINES = ("llamacpp", "ollama", "vllm")
+# What `engine: auto` deploys; the others are for those who name them.
+AUTO_ENGINES = ("llamacpp", "ollama")
 RUNTIMES = ("auto", "compose", "native")
 DEPLOYABLE_RUNTIMES = ("native", "compose")
 GOALS = ("balanced", "latency", "throughput", "context")

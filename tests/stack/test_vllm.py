@@ -1,0 +1,91 @@
+"""vLLM itself, without a GPU: the engine of GPU hosts serves the test model on a CPU."""
+
+import fcntl
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hosts import image, shell
+from hosts.remote import Remote
+from remote import RemoteBox
+
+REPO = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(2400)]
+
+HOSTS = {
+    "systemd": (image.SYSTEMD_DEBIAN12, {}),
+    "supervisor": (image.SSH_DEBIAN12, {"gateway_port": 8080, "data_path": "/srv/data"}),
+}
+
+
+@pytest.fixture(scope="module")
+def wheels() -> Path:
+    """All wheels that the hosts need, in a folder: they ask no package index."""
+    folder = shell.CACHE.parent / "wheels"
+    options = ("--quiet", "--no-deps", "--require-hashes", "--dest", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        for file in ("vllm/files/requirements-cpu.txt", "supervisor/files/requirements.txt"):
+            lock = REPO / "roles" / file
+            shell.run(sys.executable, "-m", "pip", "download", *options, "-r", lock)
+    return folder
+
+
+@pytest.mark.parametrize("manager", HOSTS)
+def test_vllm(manager, wheels, tmp_path):
+    recipe, settings = HOSTS[manager]
+    with Remote(recipe, "--volume", f"{wheels}:/wheels:ro") as host:
+        box = RemoteBox(
+            host, REPO, tmp_path, engine="vllm", host_wheels="/wheels", verify_ready_timeout=600,
+            **settings,
+        )  # fmt: skip
+        refused(box)
+        deployed(box, manager)
+        another_flag(box)
+        dies_and_comes_back(box)
+        box.teardown()
+        assert "vllm" not in host.run("ls -R /opt /etc/deepseek-r1 2>&1").output
+
+
+def refused(box: RemoteBox) -> None:
+    box.describe(vllm_args={"max-num-seq": 3})
+    run = box.deploy("with a flag that vLLM does not have")
+    box.describe(vllm_args={})
+    assert run.result.rc and "Refused, nothing was changed." in run.output
+    assert "vllm_args: value max-num-seq is no flag of the pinned vLLM" in run.output
+
+
+def deployed(box: RemoteBox, manager: str) -> None:
+    box.deploy("deploy").result.ok()
+    box.verified()
+    report = box.report("deployed")
+    assert report["engine"] == "vllm"
+    again = box.deploy("deploy again")
+    assert again.changed == 0, again.changes()
+    file = box.infra.file("/etc/deepseek-r1/engine/vllm.yml")
+    assert (file.user, file.group, file.mode) == ("root", "r1-engine", 0o640)
+    flags = yaml.safe_load(file.content_string)
+    plan = box.report("plan")
+    assert flags["kv-cache-memory-bytes"] == plan["kv_cache_memory_bytes"]
+    everything = box.machine.run("ps -ww -eo args; systemctl show '*' -p Environment").output
+    assert flags["api-key"] not in everything
+    assert box.machine.open_ports() == {22, box.port}
+
+
+def another_flag(box: RemoteBox) -> None:
+    """The engine alone is started anew, with the flag."""
+    others = {p.pid for p in box.machine.processes() if p.user in ("r1-redis", "r1-gateway")}
+    box.describe(vllm_args={"max-num-seqs": 1})
+    assert box.deploy("with a flag of one's own").changed
+    box.verified()
+    assert others <= {p.pid for p in box.machine.processes()}
+    assert "max-num-seqs: 1\n" in box.infra.file("/etc/deepseek-r1/engine/vllm.yml").content_string
+
+
+def dies_and_comes_back(box: RemoteBox) -> None:
+    box.machine.kill(*(p for p in box.machine.processes() if p.user == "r1-engine"))
+    seconds = box.answers_within(400)
+    shell.say(f"[{seconds:7.1f} s] vLLM killed (SIGKILL): answers again")
+    assert box.deploy("after the crash").changed == 0
