@@ -53,7 +53,7 @@ def refused(box: RemoteBox) -> None:
     box.describe(vllm_args={"max-num-seq": 3})
     run = box.deploy("with a flag that vLLM does not have")
     box.describe(vllm_args={})
-    assert run.result.rc and "Refused, nothing was changed." in run.output
+    assert run.result.rc and "Refused, nothing was changed." in run.output, run.output
     assert "vllm_args: value max-num-seq is no flag of the pinned vLLM" in run.output
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 # What other settings decide, and others rely on.
 OWNED = {
@@ -15,8 +16,11 @@ OWNED = {
 }
 
 
-def vllm_flag_problems(args, known) -> list[str]:
-    found = []
+FLAGS = Path(__file__).parents[1] / "files/flags.txt"
+
+
+def vllm_flag_problems(args) -> list[str]:
+    known, found = FLAGS.read_text().splitlines(), []
     for name in args:
         flag = str(name).lstrip("-").replace("_", "-")
         if flag in OWNED:
