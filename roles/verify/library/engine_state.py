@@ -68,15 +68,15 @@ weights_bytes:
 
 # The last of these that a log holds is how far it is; groups go into the words.
 PROGRESS = (
-    (r"Starting to load model", "loads the weights"),
+    (r"Starting to load model|Loading model from scratch", "loads the weights"),
     (r"checkpoint shards: +\d+% Completed \| (\d+/\d+)", "loads the weights, file {}"),
     (r"Model loading took ([\d.]+ GiB)", "has the weights, {}"),
-    (r"Dynamo bytecode transform time|Compiling a graph|Start compiling", "compiles"),
-    (r"torch\.compile (?:and initial profiling run )?took ([\d.]+ s)", "has compiled, {}"),
+    (r"Dynamo bytecode transform time|Compiling a graph", "compiles"),
+    (r"torch\.compile took ([\d.]+ s)", "has compiled, {}"),
     (r"GPU KV cache size: ([\d,]+ tokens)", "has a KV cache of {}"),
     (r"Capturing CUDA graphs[^:]*: +\d+%\|[^|]*\| (\d+/\d+)", "captures CUDA graphs, {}"),
     (r"Graph capturing finished", "has captured its CUDA graphs"),
-    (r"Starting vLLM (?:API )?server|Application startup complete", "opens its door"),
+    (r"init engine .* took|Starting vLLM (?:API )?server", "is about to open its door"),
 )
 ERROR = re.compile(r"(?:^|[\s\]])((?:\w+\.)*[A-Z]\w*(?:Error|Exception)): (\S.*)$")
 USAGE = re.compile(r"\w+\.py: error: (.+)$")
