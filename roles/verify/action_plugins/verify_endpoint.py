@@ -18,6 +18,11 @@ def load_checks():
     return checks
 
 
+MIB = 1024**2
+# A plan is right when what the engine reports is as near as this, by either measure.
+FAR_SHARE, FAR_BYTES = 0.03, 500 * MIB
+
+
 def gib(size):
     return f"{size / 1024**3:.2f} GiB"
 
@@ -50,6 +55,34 @@ def judge_memory(measured, memory):
     )
 
 
+def judge_plan(state, plan):
+    """Compare what engine_state read with the plan; return (passed, detail)."""
+    if state.get("failed"):
+        return False, f"engine_state failed on the host: {state.get('msg')}"
+    told, far = [], []
+    for what, found, planned, each in (
+        ("tokens of KV cache", state["kv_tokens"], plan["kv_cache_tokens"], plan["kv_per_token"]),
+        ("MiB of weights", state["weights_bytes"], plan["weights_bytes"], 1),
+    ):
+        if found is None:
+            told.append(f"the engine does not tell its {what}")
+            continue
+        unit = MIB if each == 1 else 1
+        told.append(
+            f"{found / unit:,.0f} {what}, planned {planned / unit:,.0f} "
+            f"({found / planned - 1:+.2%})"
+        )
+        if abs(found - planned) > max(FAR_SHARE * planned, FAR_BYTES / each):
+            far.append(what)
+    if not far:
+        return True, "; ".join(told)
+    return False, (
+        f"{'; '.join(told)}. Likely cause: the plan does not know this version of the engine or "
+        "flags were changed by hand. Next: compare reports/HOST/deployed.json with "
+        "`deepseek-r1 logs engine`"
+    )
+
+
 def write_report(path, report):
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +107,8 @@ class ActionModule(ActionBase):
             made = result["checks"]
         if params["memory"]:
             made.append(self.check_memory(params, task_vars))
+        if params["plan"]:
+            made.append(self.check_plan(params, task_vars))
         passed = all(check["passed"] for check in made)
         report = {
             "host": task_vars["inventory_hostname"],
@@ -85,6 +120,14 @@ class ActionModule(ActionBase):
         if params["report"] and not self._task.check_mode:
             write_report(params["report"], report)
         return {"changed": False, **report}
+
+    def check_plan(self, params, task_vars):
+        start, plan = time.monotonic(), params["plan"]
+        asked = {key: plan[key] for key in ("port", "user", "log")}
+        state = self._execute_module("engine_state", asked, task_vars=task_vars)
+        passed, detail = judge_plan(state, plan)
+        seconds = round(time.monotonic() - start, 3)
+        return {"name": "plan", "passed": passed, "detail": detail, "seconds": seconds}
 
     def check_memory(self, params, task_vars):
         """Measured last, when the engine has answered."""

@@ -36,7 +36,7 @@ EXAMPLES = r"""
   engine_state:
     port: 11434
     user: r1-engine
-    log: [journalctl, --no-pager, --output=cat, --lines=400, --unit=deepseek-r1-engine]
+    log: [deepseek-r1, logs, engine, "400"]
 """
 
 RETURN = r"""
@@ -85,14 +85,19 @@ WRAPPERS = re.compile(r"See root cause above|initialization failed|Engine proces
 # What to do about it, by what it said.
 FIXES = (
     ("Free memory on device", "other programs hold memory of this GPU (`nvidia-smi`); end them"),
-    ("out of memory", "other programs took memory of this GPU meanwhile (`nvidia-smi`), or the plan "
-     "is too high for it; lower max_num_seqs or max_model_len"),
-    ("KV cache is needed|No available memory for the cache", "lower max_model_len, or take away "
-     "gpu_memory_utilization so that the plan computes the KV cache"),
-    ("compute capability|no kernel image", "this GPU is too old for that; set another precision "
-     "or engine"),
+    (
+        "out of memory",
+        "other programs took memory of this GPU meanwhile (`nvidia-smi`), or the plan is too high "
+        "for it; lower max_num_seqs or max_model_len",
+    ),
+    (
+        "KV cache is needed|No available memory for the cache",
+        "lower max_model_len, or take away gpu_memory_utilization so that the plan computes the "
+        "KV cache",
+    ),
+    ("compute capability|no kernel image", "this GPU is too old; set another precision or engine"),
     ("NVIDIA driver on your system is too old", "install a newer driver"),
-)  # fmt: skip
+)
 
 
 def progress(log):
@@ -113,7 +118,7 @@ def reason(log):
             continue
         said = match.group(match.lastindex)
         if re.search(r"validation errors? for", said) and index + 2 < len(lines):
-            said = re.sub(r"^\(.*?\) *", "", lines[index + 1]).strip() or said
+            said = re.sub(r"^.*?\(\w+ pid=\d+\) *", "", lines[index + 1]).strip() or said
             said = re.sub(r" \[type=.*", "", said)
         fix = next((fix for words, fix in FIXES if re.search(words, said)), "")
         return {"said": said[:600].rstrip(". "), "fix": fix}

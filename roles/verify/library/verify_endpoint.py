@@ -86,6 +86,12 @@ options:
         plugin; empty leaves the memory check out.
     type: dict
     default: {}
+  plan:
+    description:
+      - What M(engine_state) is asked, and kv_cache_tokens, kv_per_token and weights_bytes of the
+        plan to compare its answer with. Read by the action plugin; empty leaves the check out.
+    type: dict
+    default: {}
   report:
     description: File on the controller for the report. Read by the action plugin; empty is none.
     type: str
@@ -142,6 +148,7 @@ ARGUMENTS = {
     "closed_ports": {"type": "list", "elements": "int", "default": []},
     "where": {"type": "str", "choices": ["controller", "host"], "default": "controller"},
     "memory": {"type": "dict", "default": {}},
+    "plan": {"type": "dict", "default": {}},
     "report": {"type": "str", "default": ""},
 }
 
