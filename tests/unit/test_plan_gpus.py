@@ -151,6 +151,7 @@ def test_what_a_busy_card_keeps_from_fitting_names_the_process_and_the_fix(seen)
     assert "set gpus to other cards" in problem
     named = plan(seen(card(0, PYTHON)), engine="vllm", model="deepseek-r1-70b", precision="awq",
                  max_model_len=65536)  # fmt: skip
+    assert "the NVIDIA H100 80GB HBM3 has left 47." in named["problems"][0]
     assert "It would fit if nobody else used the GPUs: GPU 0: 31.2 GiB" in named["problems"][0]
 
 

@@ -169,7 +169,11 @@ def _bare(gpu):
 
 
 def _named(found, wanted, visible):
-    """The Gpus that the setting gpus names, or the environment where that is empty."""
+    """The Gpus that the setting gpus names, or the environment where that is empty.
+
+    Numbers are nvidia-smi's, in an environment too; among different cards CUDA itself would count
+    the fastest first, unless CUDA_DEVICE_ORDER says otherwise.
+    """
     names, said = [str(name).strip() for name in wanted or ()], "gpus"
     if not names and visible and found:
         names = [name.strip() for name in visible["value"].split(",")]

@@ -100,7 +100,7 @@ def account(rank, model, gpu, wishes, dtype):
         )  # fmt: skip
         return own, share, None
     other = rank.non_torch + rank.outside - rank.graphs
-    budget = int(total * (1 - memory_vllm.MARGIN)) - gpu.taken
+    budget = max(0, int(total * (1 - memory_vllm.MARGIN)) - gpu.taken)
     own = memory.Memory(held, per_token, rank.running, rank.graphs, other, budget)
     cache = round_down(own.kv_tokens, BLOCK) * per_token
     # the same cache by vLLM's own reckoning, as far as that lets it start
@@ -168,9 +168,11 @@ def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline, sequences, 
             f"most {most:.2f}."
         )
     elif context > room:
+        has = f"{share:.2f} of the {gpu.name} and its graphs are"
+        if gpu.taken and not wishes.gpu_memory_utilization:
+            has = f"the {gpu.name} has left"
         each = f"on each of {ranks * pipeline} GPUs, " if ranks * pipeline > 1 else ""
         found["why_not"] = words.sentence_of_need(
-            f"{model.name} {precision}", held, context,
-            f"{each}{share:.2f} of the {gpu.name} and its graphs are",
-        )  # fmt: skip
+            f"{model.name} {precision}", held, context, each + has
+        )
     return found
