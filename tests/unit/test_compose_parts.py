@@ -97,6 +97,16 @@ def test_gpus_are_reserved_only_where_there_are_some(render):
         assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
 
 
+def test_only_the_gpus_of_the_plan_are_reserved(render):
+    for engine in ("llamacpp", "ollama"):
+        plan = {"engine": engine, "served_model_name": "tiny-r1", "gpu_devices": ["GPU-1", "GPU-3"]}
+        project = render(REDIS, ENGINE | {"gpu": True}, GATEWAY, plan_result=plan)
+        (devices,) = project["services"]["engine"]["deploy"]["resources"]["reservations"]["devices"]
+        assert devices == {
+            "driver": "nvidia", "device_ids": ["GPU-1", "GPU-3"], "capabilities": ["gpu"],
+        }  # fmt: skip
+
+
 def test_open_files_stay_within_what_docker_may_give(render):
     limits = [
         render(REDIS, ENGINE, GATEWAY, open_files=most)["services"]["engine"]["ulimits"]["nofile"]

@@ -115,6 +115,8 @@ def test_recorded_h100(inspect_host):
                 "memory_used_mib": 0,
                 "compute_capability": "9.0",
                 "mig": False,
+                "processes": [],
+                "slices": [],
             }
         ],
     }
@@ -158,6 +160,47 @@ def test_a_broken_nvidia_smi_is_a_problem_not_a_crash(look, tmp_path, script, re
     (problem,) = seen["problems"]
     assert problem.startswith("GPUs could not be read: ")
     assert reason in problem
+
+
+def test_whose_process_holds_a_card(look, tmp_path):
+    """The recorded report with a process added by hand."""
+    process = (
+        f"<process_info><pid>{os.getpid()}</pid><process_name>/usr/bin/python3</process_name>"
+        "<used_memory>31949 MiB</used_memory></process_info>"
+    )
+    text = (DATA / "nvidia-smi-h100.xml").read_text()
+    (tmp_path / "report.xml").write_text(text.replace("<processes>", "<processes>" + process))
+    script = f'case "$1" in -q) cat {tmp_path}/report.xml;; *) echo "0, 9.0";; esac\n'
+    environment = stand_in(tmp_path, script)
+
+    def found(**options):
+        return look(environment=environment, **options)["gpus"][0]["processes"]
+
+    held = {"pid": os.getpid(), "name": "python3", "used_mib": 31949}
+    assert found() == [held | {"ours": False}]
+    assert found(own_users="root") == [held | {"ours": os.geteuid() == 0}]
+    assert found(own_paths=["/usr/bin/python3"]) == [held | {"ours": True}]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_our_own_engine_on_a_card_where_no_process_is_listed(inspect_host, background, monkeypatch):
+    """Another device stands in for a card's."""
+    monkeypatch.setattr(inspect_host, "GPU_DEVICES", "/dev/zer[o]")
+    hold = "import time; zero = open('/dev/zero'); print(flush=True); time.sleep(60)"
+    process = background(
+        ["/usr/bin/env", "CUDA_VISIBLE_DEVICES=GPU-1", "/usr/bin/python3", "-c", hold],
+        ready=lambda: inspect_host.gpu_holders("nobody"), user="nobody", group="nogroup",
+    )  # fmt: skip
+    assert inspect_host.gpu_holders("nobody") == {process.pid: "GPU-1"}
+    assert inspect_host.gpu_holders("r1-") == {}
+
+
+def test_the_cards_that_the_host_hides(look):
+    assert look(environment={"CUDA_VISIBLE_DEVICES": "1"})["gpus_visible"] == {
+        "variable": "CUDA_VISIBLE_DEVICES",
+        "value": "1",
+        "where": "the environment of the deploy",
+    }
 
 
 def test_operating_systems(inspect_host, tmp_path):

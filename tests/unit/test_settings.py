@@ -127,6 +127,11 @@ def test_wrong_values(checks, specs, name, value, what, fix):
             "a port of its own",
         ),
         (
+            {"engine": "auto", "ollama_adopt": True, "gpus": ["0"]},
+            "gpus: value ['0'] is for the adopted Ollama to choose",
+            "leave it empty",
+        ),
+        (
             {"model_fallback": "tiny-r1"},
             "model_fallback: value 'tiny-r1' is set on host gpu-box",
             "leave it empty",

@@ -139,9 +139,16 @@ disk:
   returned: always
 gpus:
   description: Cards as C({index, name, uuid, memory_mib, memory_used_mib, compute_capability,
-    mig}).
+    mig, processes, slices}). C(processes) are those that hold its memory, each as C({pid, name,
+    used_mib, ours}); C(slices) are a MIG card's, each as C({index, name, uuid, memory_mib,
+    memory_used_mib, processes}).
   type: list
   elements: dict
+  returned: always
+gpus_visible:
+  description: What an environment says of the cards to use, as C({variable, value, where}); null
+    where none says anything.
+  type: dict
   returned: always
 driver_version:
   description: Version of the NVIDIA driver, null without one; C(cuda_version) is what it supports.
@@ -249,6 +256,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 NO_DOCKER = {"installed": False, "running": False, "version": None, "compose": None}
 SERVERS = {"nginx", "openresty", "redis-server", "valkey-server", "ollama"}
+GPU_DEVICES = "/dev/nvidia[0-9]*"
+NO_SLICE = {"name": "slice", "uuid": None}
 # What a driver too old to tell the compute capability says about its cards.
 CAPABILITY_OF = {
     "Pascal": "6.1",
@@ -392,22 +401,32 @@ def mib(text):
     return int(found.group(1)) if found else None
 
 
-def parse_gpus(report, capabilities):
-    """Read `nvidia-smi -q -x`, and `--query-gpu=index,compute_cap` as text."""
+def parse_gpus(report, capabilities, listing="", ours=lambda pid, name: False):
+    """Read `nvidia-smi -q -x`, `--query-gpu=index,compute_cap` and `-L` as text."""
     root = ElementTree.fromstring(report)
     known = dict(re.findall(r"^(\d+), *(\d+\.\d+)$", capabilities, re.MULTILINE))
-    gpus = []
+    slices, gpus = listed_slices(listing), []
     for index, gpu in enumerate(root.findall("gpu")):
         architecture = gpu.findtext("product_architecture", "")
+        processes = gpu_processes(gpu, ours)
         gpus.append(
             {
                 "index": index,
                 "name": gpu.findtext("product_name", "unknown"),
                 "uuid": gpu.findtext("uuid"),
-                "memory_mib": mib(gpu.findtext("fb_memory_usage/total")),
-                "memory_used_mib": mib(gpu.findtext("fb_memory_usage/used")),
+                **gpu_memory(gpu),
                 "compute_capability": known.get(str(index), CAPABILITY_OF.get(architecture)),
                 "mig": gpu.findtext("mig_mode/current_mig") == "Enabled",
+                "processes": [process for _, process in processes],
+                "slices": [
+                    {
+                        "index": int(part.findtext("index", "0")),
+                        **slices.get((index, int(part.findtext("index", "0"))), NO_SLICE),
+                        **gpu_memory(part),
+                        "processes": [one for where, one in processes if where == instance(part)],
+                    }
+                    for part in gpu.findall("mig_devices/mig_device")
+                ],
             }
         )
     return {
@@ -415,6 +434,45 @@ def parse_gpus(report, capabilities):
         "driver_version": root.findtext("driver_version"),
         "cuda_version": root.findtext("cuda_version"),
     }
+
+
+def listed_slices(listing):
+    """Name and UUID of the MIG slices in `nvidia-smi -L`, by (card, slice)."""
+    found, card = {}, None
+    for line in listing.splitlines():
+        head = re.match(r"GPU (\d+):", line)
+        part = re.match(r"\s+MIG (\S+)\s+Device\s+(\d+): \(UUID: ([^)]+)\)", line)
+        if head:
+            card = int(head.group(1))
+        elif part:
+            found[card, int(part.group(2))] = {"name": part.group(1), "uuid": part.group(3)}
+    return found
+
+
+def gpu_memory(element):
+    return {
+        "memory_mib": mib(element.findtext("fb_memory_usage/total")),
+        "memory_used_mib": mib(element.findtext("fb_memory_usage/used")),
+    }
+
+
+def instance(element):
+    """The MIG instance that a slice is, or a process runs in."""
+    return tuple(element.findtext(f"{kind}_instance_id", "N/A") for kind in ("gpu", "compute"))
+
+
+def gpu_processes(gpu, ours):
+    found = []
+    for one in gpu.findall("processes/process_info"):
+        pid, name = int(one.findtext("pid", "0")), one.findtext("process_name") or "unknown"
+        process = {
+            "pid": pid,
+            "name": name.split()[0].rpartition("/")[2],
+            "used_mib": mib(one.findtext("used_memory")),
+            "ours": ours(pid, name),
+        }
+        found.append((instance(one), process))
+    return found
 
 
 def nvidia_smi(*arguments):
@@ -432,15 +490,93 @@ def nvidia_smi(*arguments):
     return done.stdout
 
 
-def graphics():
+def graphics(own_paths, own_users, serving=None):
+    """The cards; serving is the process of somebody else's Ollama that is to serve."""
     if not shutil.which("nvidia-smi"):
         return {}
+
+    def ours(pid, name):
+        uid = status(pid, "Uid")
+        user = user_name(int(uid[0])) if uid else ""
+        return (
+            is_ours(pid, user, own_paths, own_users)
+            or any(path in name for path in own_paths)
+            or (serving is not None and serving in (pid, parent(pid)))
+        )
+
     report = nvidia_smi("-q", "-x")
     try:
         capabilities = nvidia_smi("--query-gpu=index,compute_cap", "--format=csv,noheader")
     except OSError:
         capabilities = ""  # a driver before 510 does not know the question
-    return parse_gpus(report, capabilities)
+    listing = nvidia_smi("-L") if "<current_mig>Enabled" in report else ""
+    seen = parse_gpus(report, capabilities, listing, ours)
+    if not any(gpu["processes"] for gpu in seen["gpus"]):
+        add_unlisted(seen["gpus"], gpu_holders(own_users))
+    return seen
+
+
+def gpu_holders(own_users):
+    """Our own processes that hold a GPU, as {pid: what they may see}; "" is everything.
+
+    In a container nvidia-smi lists no processes; these are then what it does not list.
+    """
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        uid = status(folder.name, "Uid")
+        if not uid or not user_name(int(uid[0])).startswith(own_users):
+            continue
+        pid = int(folder.name)
+        if as_owner(pid, "find", folder / "fd", "-lname", GPU_DEVICES):
+            said = as_owner(pid, "cat", folder / "environ")
+            found[pid] = environment(said).get("CUDA_VISIBLE_DEVICES", "")
+    return found
+
+
+def add_unlisted(gpus, holders):
+    """Add our own processes to the cards that they may see."""
+    for gpu in gpus:
+        for device in gpu["slices"] or [gpu]:
+            for pid, visible in holders.items():
+                if not visible or device["uuid"] in visible.split(","):
+                    name = read(f"/proc/{pid}/comm").strip()
+                    process = {"pid": pid, "name": name, "used_mib": None, "ours": True}
+                    device["processes"].append(process)
+
+
+def environment(text):
+    return dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
+
+
+def lineage(pid):
+    while pid:
+        yield pid
+        pid = parent(pid)
+
+
+def visible_gpus(environments):
+    """What the nearest of some environments, [(where, variables)], says of the cards to use.
+
+    NVIDIA_VISIBLE_DEVICES counts by UUIDs only: its numbers are the host's, outside the container
+    whose toolkit has hidden the rest already.
+    """
+    for name, form in (
+        ("CUDA_VISIBLE_DEVICES", r".*"),
+        ("NVIDIA_VISIBLE_DEVICES", r"(GPU|MIG)-.+"),
+    ):
+        for where, variables in environments:
+            value = variables.get(name)
+            if value is not None and re.fullmatch(form, value):
+                return {"variable": name, "value": value, "where": where}
+    return None
+
+
+def environments():
+    """This process's environment, those of what started it, and that of the first process."""
+    pids = [pid for pid in lineage(os.getppid()) if pid != 1]
+    texts = [environment(read(f"/proc/{pid}/environ")) for pid in pids]
+    deploy = [("the environment of the deploy", one) for one in [dict(os.environ), *texts]]
+    return [*deploy, ("the environment of process 1", environment(read("/proc/1/environ")))]
 
 
 def address(text):
@@ -531,8 +667,8 @@ def parent(pid):
 
 
 def is_ours(pid, user, own_paths, own_users):
-    lineage = [cmdline(pid), cmdline(parent(pid))] if pid else []
-    return user.startswith(own_users) or any(path in line for path in own_paths for line in lineage)
+    lines = [cmdline(pid), cmdline(parent(pid))] if pid else []
+    return user.startswith(own_users) or any(path in line for path in own_paths for line in lines)
 
 
 def holders(ports, own_paths, own_users, containers):
@@ -598,8 +734,7 @@ def foreign(own_paths, own_users):
 def ollama_store(pid):
     """Where an Ollama keeps its models, by its environment."""
     text = read(f"/proc/{pid}/environ")
-    pairs = (text or as_owner(pid, "cat", f"/proc/{pid}/environ")).split("\0")
-    values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    values = environment(text or as_owner(pid, "cat", f"/proc/{pid}/environ"))
     if values.get("OLLAMA_MODELS"):
         return values["OLLAMA_MODELS"]
     home = values.get("HOME") or pwd.getpwuid(int(status(pid, "Uid")[0])).pw_dir
@@ -856,6 +991,7 @@ def main():
         "disk": guarded("disk", disk, asked["data_path"])
         or {"path": asked["data_path"], "free_mib": 0, "read_only": False, "closed": None},
         "gpus": [],
+        "gpus_visible": guarded("environment", lambda: visible_gpus(environments())),
         "driver_version": None,
         "cuda_version": None,
         "init": "systemd" if Path("/run/systemd/system").is_dir() else "none",
@@ -888,7 +1024,8 @@ def main():
     seen.update(guarded("packages", package_effects, missing, default={}))
     seen.update(guarded("users", own_accounts, asked["own_users"], default={}))
     seen.update(guarded("memory", memory, default={}))
-    seen.update(guarded("GPUs", graphics, default={}))
+    serving = (held.get(asked["adopt_ollama"]) or {}).get("pid")
+    seen.update(guarded("GPUs", graphics, *own, serving, default={}))
     for thread in probes:
         thread.join(asked["timeout"] + 0.2)
     module.exit_json(changed=False, sources=sources, problems=problems, **seen)

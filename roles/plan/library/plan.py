@@ -117,6 +117,12 @@ summary:
   description: The plan as a page to read; not in the report.
   type: str
   returned: always
+gpu_devices:
+  description: >
+    UUIDs of the GPUs or of the MIG slice for the engine; null where it may see all there are.
+  type: list
+  elements: str
+  returned: always
 engine_args:
   description: Figures for the engine's own flags.
   type: dict

@@ -250,6 +250,12 @@ def contradictions(settings: dict, host: str) -> list[str]:
         clash("ollama_adopt", f"means nothing to engine {engine}", "set engine to auto or ollama")
     if adopted and kv_type not in ("auto", "f16"):
         clash("kv_cache_dtype", "is for the adopted Ollama to choose", "use auto")
+    if adopted and value("gpus"):
+        clash(
+            "gpus",
+            "is for the adopted Ollama to choose",
+            "leave it empty, and set CUDA_VISIBLE_DEVICES in the environment of your Ollama",
+        )
     if value("runtime") == "compose":
         if engine == "vllm":
             clash("engine", "is not made for runtime compose yet", "set runtime to native")

@@ -84,6 +84,11 @@ def _impossible(model, engine, precision, hardware, wishes):
     if engine in GGUF_ENGINES and hardware.nodes > 1:
         return f"{label}: {name} does not serve one model from several hosts."
     gpu = hardware.gpus[0]
+    if gpu.is_slice and engine == "llamacpp":
+        return (
+            f"{label}: {name}'s program reaches GPUs through Vulkan, which knows no MIG slices; "
+            "set engine to ollama, or turn MIG off."
+        )
     for what, needs in (
         (name, cards.ENGINE_NEEDS[engine]),
         (precision, cards.NEEDS.get(precision, 0)),

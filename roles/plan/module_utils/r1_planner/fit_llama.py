@@ -56,7 +56,7 @@ def account(model, engine, precision, hardware, wishes, dtype, gpus, context):
     if gpus:
         size -= weights.embedding_bytes(model.shape, precision)
         other = memory.LLAMA_CUDA + (memory.LLAMA_SPLIT if gpus > 1 else 0)
-        budget = hardware.gpus[0].usable
+        budget = hardware.gpus[0].left
         return memory.Memory(size // gpus, -(-per_token // gpus), compute, 0, other, budget)
     # what was copied stays mapped from the file, and is not read again
     copied = weights.repacked_bytes(model.shape, precision)
@@ -117,10 +117,10 @@ def least_context(model, wishes, gpu):
 
 
 def _has(hardware, gpus, reserve):
-    if gpus > 1:
-        return f"on each of {gpus} GPUs, and each {hardware.gpus[0].name} has"
     if gpus:
-        return f"the {hardware.gpus[0].name} has"
+        gpu = hardware.gpus[0]
+        has = f"{gpu.name} has{' left' if gpu.taken else ''}"
+        return f"on each of {gpus} GPUs, and each {has}" if gpus > 1 else f"the {has}"
     return ram_has(hardware, reserve)
 
 

@@ -143,7 +143,7 @@ def account(rank, model, gpu, wishes, dtype):
         )  # fmt: skip
         return own, share, None
     other = rank.non_torch + rank.outside - rank.graphs
-    budget = int(total * (1 - memory_vllm.MARGIN))
+    budget = max(0, int(total * (1 - memory_vllm.MARGIN)) - gpu.taken)
     own = memory.Memory(held, per_token, rank.running, rank.graphs, other, budget)
     cache = round_down(own.kv_tokens, BLOCK) * per_token
     # the same cache by vLLM's own reckoning, as far as that lets it start
@@ -152,9 +152,14 @@ def account(rank, model, gpu, wishes, dtype):
 
 
 def _most_share(rank, gpu):
-    """The highest gpu_memory_utilization beside which vLLM's graphs and requests have room."""
-    left = rank.outside + max(0, rank.running - rank.profiled)
+    """The highest gpu_memory_utilization beside which vLLM's graphs and requests have room, and
+    what others hold: vLLM does not start where less than its share is free."""
+    left = rank.outside + max(0, rank.running - rank.profiled) + gpu.taken
     return math.floor((gpu.usable - left) / gpu.usable * 100) / 100
+
+
+def _beside(gpu):
+    return f" and for the {gib(gpu.taken)} that others use" if gpu.taken else ""
 
 
 def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline, sequences, batched):
@@ -199,12 +204,15 @@ def _fit(model, precision, hardware, wishes, dtype, ranks, pipeline, sequences, 
         found["why_not"] = (
             f"{model.name} {precision}: gpu_memory_utilization {share:.2f} leaves "
             f"{gib((1 - share) * gpu.usable)} of the {gpu.name} for what vLLM does not count "
-            f"(CUDA's context, graphs, requests' state), which is too little; at most {most:.2f}."
+            f"(CUDA's context, graphs, requests' state){_beside(gpu)}, which is too little; at "
+            f"most {most:.2f}."
         )
     elif context > room:
+        has = f"{share:.2f} of the {gpu.name} and its graphs are"
+        if gpu.taken and not wishes.gpu_memory_utilization:
+            has = f"the {gpu.name} has left"
         each = f"on each of {ranks * pipeline} GPUs, " if ranks * pipeline > 1 else ""
         found["why_not"] = words.sentence_of_need(
-            f"{model.name} {precision}", held, context,
-            f"{each}{share:.2f} of the {gpu.name} and its graphs are",
-        )  # fmt: skip
+            f"{model.name} {precision}", held, context, each + has
+        )
     return found

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from . import cards
-from .units import GIB, MIB, PlanError, whole
+from . import devices
+from .units import GIB, MIB, PlanError, number_of
 
 # Without a GPU the memory bus sets the speed. Per core until the bus of a plain
 # two-channel DDR4 board is full; set plan_memory_bandwidth_gb_s where you know better.
 CPU_GBS_PER_CORE = 8
 CPU_GBS_AT_MOST = 40
 
-_GPU_KEYS = ("name", "memory_mib", "compute_capability")
 _KEYS = ("gpus", "ram_mib", "cpus", "disk_free_mib", "nodes", "memory_bandwidth_gb_s")
 
 
 @dataclass(frozen=True)
-class Gpu:
-    name: str
-    memory_mib: int
-    capability: float
-
-    @property
-    def usable(self):
-        return cards.usable_mib(self.name, self.memory_mib) * MIB
-
-    @property
-    def bandwidth(self):
-        return cards.bandwidth(self.name, self.memory_mib)
-
-
-@dataclass(frozen=True)
 class Hardware:
-    gpus: tuple = ()
+    gpus: tuple = ()  # those that can work together and are used, all equal
     ram: int = 0
     cpus: int = 1
     disk_free: int | None = None
@@ -41,6 +25,9 @@ class Hardware:
     cpu_bandwidth: float = 0
     cpu_lacks: tuple = ()  # instructions that llama-server's program uses and the CPU does not have
     notes: tuple = field(default=())
+    gpus_seen: int = 0
+    gpus_if_idle: tuple = ()  # what gpus would be, if nobody else used them
+    busy: tuple = ()  # who uses them, a part of a sentence for each card
 
     @property
     def words(self):
@@ -52,39 +39,11 @@ class Hardware:
         return hosts + ", ".join(parts)
 
 
-def _whole(source, key, where, problems, default=None, least=1):
-    value = source.get(key, default)
-    number = whole(value, least)
-    if number is None:
-        problems.append(f"{where}{key}: {value!r} is not a whole number of at least {least}.")
-        return least
-    return number
+def hardware_from(source, bandwidth=None, nodes=1, wanted=(), visible=None):
+    """Return Hardware from the form of plan_hardware; PlanError lists every fault.
 
-
-def _gpu(entry, index, problems):
-    where = f"plan_hardware.gpus[{index}]."
-    if not isinstance(entry, dict):
-        problems.append(
-            f"plan_hardware.gpus[{index}]: {entry!r} is not a card; write "
-            "{name: NVIDIA L4, memory_mib: 23034, compute_capability: 8.9}."
-        )
-        return Gpu("unknown", 1, 0.0)
-    for key in entry:
-        if key not in (*_GPU_KEYS, "memory_used_mib", "uuid", "index"):
-            problems.append(f"{where}{key}: unknown key; known: {', '.join(_GPU_KEYS)}.")
-    known = cards.lookup(str(entry.get("name", ""))) or (None, None, None)
-    memory = _whole(entry, "memory_mib", where, problems, known[0])
-    value = entry.get("compute_capability") or known[2]
-    try:
-        capability = float(value)
-    except (TypeError, ValueError):
-        problems.append(f"{where}compute_capability: {value!r} is not a number such as 8.9.")
-        capability = 0.0
-    return Gpu(str(entry.get("name", "unknown GPU")), memory, capability)
-
-
-def hardware_from(source, bandwidth=None, nodes=1):
-    """Return Hardware from the form of plan_hardware; PlanError lists every fault."""
+    wanted: the setting gpus. visible: what inspect says as gpus_visible, followed without it.
+    """
     problems = []
     if not isinstance(source, dict):
         raise PlanError(f"plan_hardware: {source!r} is not a mapping with {', '.join(_KEYS)}.")
@@ -95,23 +54,26 @@ def hardware_from(source, bandwidth=None, nodes=1):
     if not isinstance(gpus, list):
         problems.append(f"plan_hardware.gpus: {gpus!r} is not a list of cards.")
         gpus = []
-    found = tuple(_gpu(entry, index, problems) for index, entry in enumerate(gpus))
-    ram = _whole(source, "ram_mib", "plan_hardware.", problems)
-    cpus = _whole(source, "cpus", "plan_hardware.", problems, 1)
-    nodes = _whole(source, "nodes", "plan_hardware.", problems, nodes)
+    found = devices.read(gpus, problems)
+    ram = number_of(source, "ram_mib", "plan_hardware.", problems)
+    cpus = number_of(source, "cpus", "plan_hardware.", problems, 1)
+    nodes = number_of(source, "nodes", "plan_hardware.", problems, nodes)
     disk = None
     if source.get("disk_free_mib") is not None:
-        disk = _whole(source, "disk_free_mib", "plan_hardware.", problems, least=0) * MIB
+        disk = number_of(source, "disk_free_mib", "plan_hardware.", problems, least=0) * MIB
     if problems:
         raise PlanError(problems)
-    kept, notes = equal_cards(found)
+    chosen = devices.choose(found, wanted, visible)
     speed = float(source.get("memory_bandwidth_gb_s") or bandwidth or 0)
     speed = speed or min(CPU_GBS_PER_CORE * cpus, CPU_GBS_AT_MOST)
-    return Hardware(kept, ram * MIB, cpus, disk, nodes, speed, notes=notes)
+    return Hardware(
+        chosen.gpus, ram * MIB, cpus, disk, nodes, speed, notes=chosen.notes,
+        gpus_seen=len(found), gpus_if_idle=chosen.if_idle, busy=chosen.busy,
+    )  # fmt: skip
 
 
-def from_inspection(found, bandwidth=None, nodes=1, llamacpp_cpu_flags=()):
-    """Return Hardware from the result of inspect_host.
+def from_inspection(found, bandwidth=None, nodes=1, llamacpp_cpu_flags=(), wanted=()):
+    """Return Hardware from the result of inspect_host; wanted is the setting gpus.
 
     llamacpp_cpu_flags: names from /proc/cpuinfo of what llama-server's program needs.
     """
@@ -125,22 +87,7 @@ def from_inspection(found, bandwidth=None, nodes=1, llamacpp_cpu_flags=()):
         },
         bandwidth,
         nodes,
+        wanted,
+        found.get("gpus_visible"),
     )
     return replace(hardware, cpu_lacks=tuple(f for f in llamacpp_cpu_flags if f not in flags))
-
-
-def equal_cards(gpus):
-    """Keep the cards that can work together: the equal ones with the most memory in all."""
-    groups = {}
-    for gpu in gpus:
-        groups.setdefault((gpu.name, gpu.memory_mib, gpu.capability), []).append(gpu)
-    if len(groups) < 2:
-        return tuple(gpus), ()
-    best = max(groups.values(), key=lambda group: sum(gpu.memory_mib for gpu in group))
-    left = ", ".join(
-        f"{len(group)} x {name}" for (name, _m, _c), group in groups.items() if group is not best
-    )
-    return tuple(best), (
-        f"The host has different cards; an engine splits a model evenly, so only the "
-        f"{len(best)} x {best[0].name} are used and {left} stays idle.",
-    )

@@ -36,13 +36,13 @@ def make_plan(host, settings, models, inspection=None, for_deploy=False):
 
 def _hardware(settings, inspection):
     bandwidth = settings.get("memory_bandwidth_gb_s")
-    nodes = int(settings.get("nodes") or 1)
+    nodes, wanted = int(settings.get("nodes") or 1), settings.get("gpus") or ()
     if settings.get("plan_hardware"):
-        return hw.hardware_from(settings["plan_hardware"], bandwidth, nodes)
+        return hw.hardware_from(settings["plan_hardware"], bandwidth, nodes, wanted)
     if not inspection:
         raise PlanError("plan_hardware: is not set and the host was not looked at.")
     flags = settings.get("llamacpp_cpu_flags") or ()
-    return hw.from_inspection(inspection, bandwidth, nodes, flags)
+    return hw.from_inspection(inspection, bandwidth, nodes, flags, wanted)
 
 
 class _Plan:
@@ -62,13 +62,14 @@ class _Plan:
 
     def make(self):
         choice, others, order = self._choose()
-        if choice.top is None and self.hardware.gpus and self.wishes.engine == "auto":
+        busy = choice.top is None and self._fits_if_idle()
+        if choice.top is None and self.hardware.gpus and self.wishes.engine == "auto" and not busy:
             self._without_gpus(choice)
             if not self.hardware.gpus:
                 choice, others, order = self._choose()
         chosen, download = choice.top, None
         if chosen is None:
-            self._nothing_fits(choice)
+            self._nothing_fits(choice, busy)
         else:
             self.reasons += [
                 reasons.of_other_engine(other, chosen)
@@ -88,6 +89,14 @@ class _Plan:
         order, why = choose.engines(self.hardware, self.wishes, self.for_deploy)
         self.reasons += why
         return *choose.choose(self.models, self.hardware, self.wishes, order, self.disk), order
+
+    def _fits_if_idle(self):
+        """Whether what was asked for would fit, if nobody else used the GPUs."""
+        if not self.hardware.gpus_if_idle:
+            return False
+        idle = replace(self.hardware, gpus=self.hardware.gpus_if_idle)
+        order, _why = choose.engines(idle, self.wishes, self.for_deploy)
+        return choose.choose(self.models, idle, self.wishes, order, self.disk)[0].top is not None
 
     def _without_gpus(self, choice):
         """Where nothing fits the GPUs, but the CPU serves what was asked for: use the CPU."""
@@ -130,11 +139,13 @@ class _Plan:
         self.problems.append(reasons.no_source(chosen, why))
         return chosen, None
 
-    def _nothing_fits(self, choice):
+    def _nothing_fits(self, choice, busy):
         if self.wishes.model != "auto":
             why = reasons.of_misfit(choice.shown, self.largest(), self.wishes)
         else:
             why = reasons.of_no_fit(self.hardware, choice.shown)
+        if busy:
+            why = f"{why} {reasons.of_busy(self.hardware)}"
         planned = None
         if self.for_deploy and self.wishes.engine == "auto":
             order, _why = choose.engines(self.hardware, self.wishes, False)
@@ -210,6 +221,7 @@ class _Plan:
             "kv_cache_memory_bytes": shown.kv_cache_bytes,
             "kv_cache_dtype": shown.kv_dtype,
             "enforce_eager": shown.eager,
+            "gpu_devices": self._gpu_devices(shown),
             key: shown.memory.as_dict(shown.tokens) if shown.memory else None,
             "disk_bytes": sources.disk_bytes(download, shown.engine) if download else None,
             "download": download,
@@ -221,6 +233,16 @@ class _Plan:
             "engine_args": self._engine_args(shown) if chosen else {},
         }
 
+    def _gpu_devices(self, shown):
+        """The GPUs for the engine as CUDA knows them; None where it may see all there are."""
+        used = self._gpus(shown)
+        if len(used) == self.hardware.gpus_seen and not any(gpu.is_slice for gpu in used):
+            return None
+        return [gpu.device for gpu in used]
+
+    def _gpus(self, shown):
+        return self.hardware.gpus[: shown.gpus // self.hardware.nodes]
+
     def _engine_args(self, shown):
         if shown.engine not in GGUF_ENGINES:
             return {}
@@ -230,6 +252,7 @@ class _Plan:
             "context_total": shown.context * shown.sequences,
             "gpu_layers": 999 if shown.gpus else 0,
             "gpus": shown.gpus,
+            "gpu_indexes": [gpu.index for gpu in self._gpus(shown)],
         }
 
 

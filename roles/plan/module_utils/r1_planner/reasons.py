@@ -148,6 +148,14 @@ def of_no_fit(hardware, smallest):
     return f"model: nothing fits {hardware.words}. The smallest: {smallest.why_not}"
 
 
+def of_busy(hardware):
+    """What others hold, where it would fit without them."""
+    return (
+        f"It would fit if nobody else used the GPUs: {'; '.join(hardware.busy)}. Fix: stop what "
+        "uses them, set gpus to other cards, or wait until it ends."
+    )
+
+
 def only_planned(found):
     """What would fit with an engine that can be planned but not deployed."""
     return (

@@ -42,6 +42,8 @@ def _choice_rows(plan):
             "parallel",
             f"tensor {plan['tensor_parallel_size']}, pipeline {plan['pipeline_parallel_size']}",
         )
+    if plan["gpu_devices"]:
+        yield "GPUs", ", ".join(plan["gpu_devices"])
     yield (
         "memory",
         f"{gib(held['total_bytes'])}{each}: weights {gib(held['weights_bytes'])}, KV cache "

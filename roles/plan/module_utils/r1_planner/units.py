@@ -31,6 +31,16 @@ def round_down(count, step):
     return int(count) // step * step
 
 
+def number_of(source, key, where, problems, default=None, least=1):
+    """The whole number under a key; a sentence in problems where it is none."""
+    value = source.get(key, default)
+    found = whole(value, least)
+    if found is None:
+        problems.append(f"{where}{key}: {value!r} is not a whole number of at least {least}.")
+        return least
+    return found
+
+
 def whole(value, least):
     """Return the whole number a setting stands for, or None when it is none of at least `least`."""
     try:
