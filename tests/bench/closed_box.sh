@@ -26,10 +26,10 @@ prepare() {
   for deb in "$carried"/debs/*.deb; do
     name=$(dpkg-deb -f "$deb" Package)
     dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null | grep -qx installed || echo "$deb"
-  done | xargs dpkg -i
+  done | xargs dpkg --force-depends -i # names of libraries differ between distributions
   # Stands in for Ansible's module apt, which has nothing to do here.
   empty=$(mktemp -d) && mkdir "$empty/DEBIAN"
-  printf 'Package: python3-apt\nVersion: 0\nArchitecture: all\nMaintainer: none\nDescription: empty\n' \
+  printf 'Package: python3-apt\nVersion: 3\nArchitecture: all\nMaintainer: none\nDescription: empty\n' \
     > "$empty/DEBIAN/control"
   dpkg-deb -b "$empty" "$empty.deb" && dpkg -i "$empty.deb"
   rm -f /usr/sbin/policy-rc.d
