@@ -69,7 +69,9 @@ def deployed(box: RemoteBox, manager: str) -> None:
     flags = yaml.safe_load(file.content_string)
     plan = box.report("plan")
     assert flags["kv-cache-memory-bytes"] == plan["kv_cache_memory_bytes"]
-    everything = box.machine.run("ps -ww -eo args; systemctl show '*' -p Environment").output
+    told = "ps -ww -eo args; systemctl show '*' -p Environment; deepseek-r1 logs engine 9999"
+    everything = box.machine.run(told).output
+    assert "non-default args" in everything
     assert flags["api-key"] not in everything
     assert box.machine.open_ports() == {22, box.port}
 

@@ -53,6 +53,14 @@ def test_why_it_did_not_start(state, name, said, fix):
     assert found["fix"].startswith(fix)
 
 
+def test_only_the_last_start_counts(state):
+    before = (DATA / "vllm-log-kv.txt").read_text()
+    log = (DATA / "vllm-log-h100.txt").read_text()
+    assert state.reason(before)
+    assert state.reason(state.last_start(before + log)) is None
+    assert state.last_start("no start yet") == "no start yet"
+
+
 def test_a_log_without_an_error(state):
     assert state.reason("INFO all is well\n") is None
     assert state.weights_bytes("") is None

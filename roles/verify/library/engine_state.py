@@ -100,6 +100,11 @@ FIXES = (
 )
 
 
+def last_start(log):
+    """What the log says since vLLM told of its arguments the last time."""
+    return log[max(0, log.rfind("non-default args")) :]
+
+
 def progress(log):
     found = ""
     for line in re.split(r"[\r\n]+", log):
@@ -176,7 +181,7 @@ def main():
     )
     port = module.params["port"]
     _status, out, error = module.run_command(module.params["log"], errors="replace")
-    log = out + error
+    log = last_start(out + error)
     module.exit_json(
         changed=False,
         ready=page(port, "health") is not None,
