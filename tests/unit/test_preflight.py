@@ -54,6 +54,7 @@ def problems(preflight, rules, seen):
         "adopt_ollama": "",
         "adopt_redis": "",
         "package_changes": False,
+        "driver_told": False,
     }
 
     def join(settings=(), plan=None, **other):
@@ -137,6 +138,14 @@ def test_what_a_host_may_lack(problems, seen, key, value, start):
     seen[key] = value
     (found,) = problems()
     assert found.startswith(start)
+
+
+def test_a_driver_that_does_not_answer_is_told_of_once(problems, seen):
+    """By the role nvidia, where that has to do with it; not at all, where no driver is wanted."""
+    seen["problems"] = ["GPUs could not be read: nvidia-smi fails: mismatch", "memory: no"]
+    assert len(problems()) == 2
+    (found,) = problems(driver_told=True)
+    assert "memory" in found
 
 
 def test_processor_flags_count_for_llamacpp_alone(problems, seen):
