@@ -160,6 +160,27 @@ def test_a_broken_nvidia_smi_is_a_problem_not_a_crash(look, tmp_path, script, re
     assert reason in problem
 
 
+def test_cards_are_seen_without_a_driver(look, tmp_path):
+    """Folders made by hand in the form of /sys/bus/pci/devices, read in the form of lspci -nnk."""
+    devices = {
+        "0000:01:00.0": ("0x10de", "0x2330", "0x030200"),
+        "0000:01:00.1": ("0x10de", "0x22ba", "0x040300"),
+        "0000:02:00.0": ("0x1002", "0x744c", "0x030000"),
+        "0001:03:00.0": ("0x10de", "0x2b85", "0x030000"),
+    }
+    for name, (vendor, device, kind) in devices.items():
+        for file, text in (("vendor", vendor), ("device", device), ("class", kind)):
+            write(tmp_path / "devices" / name / file, text + "\n")
+    (tmp_path / "nouveau").mkdir()
+    (tmp_path / "devices/0000:01:00.0/driver").symlink_to(tmp_path / "nouveau")
+    assert look(pci=str(tmp_path / "devices"))["cards"].splitlines() == [
+        "01:00.0 3D controller [0302]: NVIDIA Corporation Device [10de:2330]",
+        "\tKernel driver in use: nouveau",
+        "0001:03:00.0 VGA compatible controller [0300]: NVIDIA Corporation Device [10de:2b85]",
+    ]
+    assert look(pci=str(tmp_path / "none"))["cards"] == ""
+
+
 def test_operating_systems(inspect_host, tmp_path):
     file = tmp_path / "os-release"
     file.write_text(

@@ -90,6 +90,10 @@ options:
     description: File that says which operating system this is.
     type: str
     default: /etc/os-release
+  pci:
+    description: Folder of the PCI devices.
+    type: str
+    default: /sys/bus/pci/devices
 attributes:
   check_mode: {support: full}
 """
@@ -142,6 +146,10 @@ gpus:
     mig}).
   type: list
   elements: dict
+  returned: always
+cards:
+  description: NVIDIA's PCI cards, with a driver or without, as C(lspci -nnk) writes them.
+  type: str
   returned: always
 driver_version:
   description: Version of the NVIDIA driver, null without one; C(cuda_version) is what it supports.
@@ -385,6 +393,22 @@ def confined():
     """Without the rights to mount and to set up networks there is no Docker."""
     rights = int((status(1, "CapBnd") or ["0"])[0], 16)
     return not (rights >> 21 & 1 and rights >> 12 & 1)
+
+
+def pci_cards(folder):
+    """NVIDIA's display and 3D controllers, in the form of `lspci -nnk`, which may be missing."""
+    kinds = {"0300": "VGA compatible controller", "0302": "3D controller"}
+    lines = []
+    for device in sorted(Path(folder).glob("*")):
+        kind = read(device / "class").strip()[2:6]
+        if read(device / "vendor").strip() != "0x10de" or kind not in kinds:
+            continue
+        number = read(device / "device").strip()[2:]
+        slot = device.name.removeprefix("0000:")
+        lines.append(f"{slot} {kinds[kind]} [{kind}]: NVIDIA Corporation Device [10de:{number}]")
+        if (device / "driver").exists():
+            lines.append(f"\tKernel driver in use: {(device / 'driver').resolve().name}")
+    return "\n".join(lines)
 
 
 def mib(text):
@@ -821,6 +845,7 @@ def main():
             "adopt_redis": {"type": "str", "default": ""},
             "gateway_user": {"type": "str", "default": "r1-gateway"},
             "os_release": {"type": "str", "default": "/etc/os-release"},
+            "pci": {"type": "str", "default": "/sys/bus/pci/devices"},
         },
         supports_check_mode=True,
     )
@@ -856,6 +881,7 @@ def main():
         "disk": guarded("disk", disk, asked["data_path"])
         or {"path": asked["data_path"], "free_mib": 0, "read_only": False, "closed": None},
         "gpus": [],
+        "cards": guarded("PCI devices", pci_cards, asked["pci"], default=""),
         "driver_version": None,
         "cuda_version": None,
         "init": "systemd" if Path("/run/systemd/system").is_dir() else "none",
