@@ -42,7 +42,14 @@ AUTO_OR_COUNT = {
     "pipeline_parallel_size",
 }
 AUTO_OR_FLAG = {"enforce_eager", "secrets_keep_on_host"}
-URLS = {"modelscope_endpoint", "huggingface_endpoint", "ollama_registry"}
+URLS = {
+    "modelscope_endpoint",
+    "huggingface_endpoint",
+    "ollama_registry",
+    "nvidia_apt_url",
+    "nvidia_toolkit_apt_url",
+}
+FINGERPRINT = (r"[0-9A-Fa-f]{40}", "is no fingerprint", "give its 40 digits of 0-9 and A-F")
 # name: (pattern of the whole value, what is wrong, what to give)
 FORMS = {
     "gateway_max_body": (r"\d+[kKmMgG]?", "is not a size", "give a number with k, m or g: 10m"),
@@ -56,6 +63,13 @@ FORMS = {
         "is no address of a Redis",
         "give auto, unix:/PATH or ADDRESS:PORT",
     ),
+    "nvidia_driver_branch": (
+        r"auto|\d{3}(\.\d+){0,2}",
+        "is no branch of the driver",
+        "give auto, a branch such as 580, or a whole version",
+    ),
+    "nvidia_apt_key": FINGERPRINT,
+    "nvidia_toolkit_apt_key": FINGERPRINT,
     "gateway_read_timeout": (r"[1-9]\d*", "is not above 0", "give seconds, 600 or more"),
 }
 LOOPBACK = re.compile(r"unix:|localhost:|127\.|\[?::1\]?:")
