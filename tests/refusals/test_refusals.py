@@ -318,6 +318,36 @@ def test_a_release_of_ollama_that_cannot_be_fetched(play, free_port):
     run.assert_refused(1)
 
 
+def test_a_card_without_a_driver_is_refused_with_all_that_is_wrong(play, tmp_path):
+    """A stand-in for the card, with nouveau on it; no machine of the tests has one. apt is real."""
+    card = tmp_path / "pci/0000:01:00.0"
+    card.mkdir(parents=True)
+    for name, text in (("vendor", "0x10de"), ("device", "0x23ff"), ("class", "0x030200")):
+        (card / name).write_text(f"{text}\n")
+    (tmp_path / "nouveau").mkdir()
+    (card / "driver").symlink_to(tmp_path / "nouveau")
+    run = play(
+        {
+            "model": "tiny-r1",
+            "engine": "llamacpp",
+            "nvidia_kernel": "6.0.0-0-none",
+            "nvidia_driver_branch": "newest",
+            "__inspect_pci": str(tmp_path / "pci"),
+            "__nvidia_container": False,
+        }
+    )
+    expected = {
+        "nvidia_driver_branch: value 'newest'": "a branch such as 580",
+        "kernel: value 6.0.0-0-none has no headers": "linux-headers-6.0.0-0-none is neither",
+        "nvidia_reboot_allowed: value false and the driver nouveau has": "blacklist nouveau",
+        "plan_hardware: value {} says nothing of card [10de:23ff] (Hopper)": "describe the host",
+    }
+    for start, part in expected.items():
+        assert part in run.problem(start)
+    run.assert_refused(len(expected))
+    assert not Path("/etc/apt/preferences.d/deepseek-r1-nvidia").exists()
+
+
 def test_plays_without_preflight_refuse_wrong_settings_too(play):
     run = play({"engine": "olama"}, playbook="playbooks/plan.yml")
     assert "did you mean ollama?" in run.problem("engine: value 'olama'")

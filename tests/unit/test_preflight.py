@@ -54,6 +54,7 @@ def problems(preflight, rules, seen):
         "adopt_ollama": "",
         "adopt_redis": "",
         "package_changes": False,
+        "driver_told": False,
     }
 
     def join(settings=(), plan=None, **other):

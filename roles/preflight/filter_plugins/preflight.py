@@ -219,8 +219,9 @@ def neighbours(seen, wanted) -> list[str]:
     return found
 
 
-def state_problems(seen, data_path, runtime) -> list[str]:
+def state_problems(seen, data_path, runtime, driver_told) -> list[str]:
     found = []
+    unread = ("memory",) if driver_told else ("memory", "GPUs")
     closed = seen["disk"]["closed"]
     if closed and runtime != "compose":
         found.append(
@@ -249,7 +250,7 @@ def state_problems(seen, data_path, runtime) -> list[str]:
             " the host has",
         )
         for text in seen["problems"]
-        if text.startswith(("GPUs", "memory"))
+        if text.startswith(unread)
     ]
 
 
@@ -268,7 +269,8 @@ def preflight_problems(settings_problems, seen, plan, rules, wanted) -> list[str
             found += redis_problems(seen, wanted["adopt_redis"])
         if not wanted["package_changes"]:
             found += package_problems(seen, wanted["runtime"])
-        found += state_problems(seen, wanted["data_path"], wanted["runtime"])
+        told = wanted["driver_told"]
+        found += state_problems(seen, wanted["data_path"], wanted["runtime"], told)
     found += [text for text in plan.get("problems") or [] if subject(text) not in named]
     return list(dict.fromkeys(found))
 
