@@ -347,6 +347,15 @@ def test_a_card_without_a_driver_is_refused_with_all_that_is_wrong(play, tmp_pat
     run.assert_refused(len(expected))
     assert not Path("/etc/apt/preferences.d/deepseek-r1-nvidia").exists()
 
+    (card / "device").write_text("0x2330\n")
+    (card / "driver").unlink()
+    given = {"__inspect_pci": str(tmp_path / "pci"), "__nvidia_container": False}
+    given |= {"model": "tiny-r1", "engine": "llamacpp", "nvidia_driver_branch": 999}
+    run = play(given, "--check")
+    offers = run.problem("nvidia_driver_branch: value 999 is not offered by nvidia_driver distri")
+    assert re.search(r"which has \d{3}\.\d+", offers)
+    assert play(given | {"nvidia_driver": "none"}, "--check").code == 0
+
 
 def test_plays_without_preflight_refuse_wrong_settings_too(play):
     run = play({"engine": "olama"}, playbook="playbooks/plan.yml")

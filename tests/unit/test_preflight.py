@@ -140,6 +140,14 @@ def test_what_a_host_may_lack(problems, seen, key, value, start):
     assert found.startswith(start)
 
 
+def test_a_driver_that_does_not_answer_is_told_of_once(problems, seen):
+    """By the role nvidia, where that has to do with it; the role tells what to do."""
+    seen["problems"] = ["GPUs could not be read: nvidia-smi fails: mismatch", "memory: no"]
+    assert len(problems()) == 2
+    (found,) = problems(driver_told=True)
+    assert "memory" in found
+
+
 def test_processor_flags_count_for_llamacpp_alone(problems, seen):
     seen["cpu"] = {"model": "Core i7-4770", "flags": ["avx2", "fma", "f16c"]}
     (found,) = problems()
