@@ -96,6 +96,7 @@ def done(**changes):
         ({"container": True}, "the host is a container"),
         ({"pci": H100 + VFIO}, "its cards are given to virtual machines"),
         ({"pci": K80}, "card [10de:102d] (Kepler or older) is too old for every engine"),
+        ({"pci": P40 + VFIO + K80}, "card [10de:102d] (Kepler or older) is too old"),
         ({"answers": True, "driver_version": "535.10"}, "a driver answers, and it is not of this"),
         ({"system": "alpine"}, "system alpine is not known"),
     ],

@@ -83,10 +83,11 @@ def left_alone(seen, wanted, cards, rules) -> str:
         return "no NVIDIA card"
     if wanted["container"]:
         return "the host is a container: its driver is that of the machine around it"
-    if all(card["in_use"] == "vfio-pci" for card in cards):
+    free = [card for card in cards if card["in_use"] != "vfio-pci"]
+    if not free:
         return "its cards are given to virtual machines"
-    if all(card["kind"]["modules"] == "none" for card in cards):
-        return f"{call(cards[0])} is too old for every engine"
+    if all(card["kind"]["modules"] == "none" for card in free):
+        return f"{call(free[0])} is too old for every engine"
     if not package_names(wanted, rules):
         return f"system {wanted['system']} is not known here"
     if "kernel" in seen and seen["answers"] and not seen["pin"]:
