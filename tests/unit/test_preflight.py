@@ -141,7 +141,7 @@ def test_what_a_host_may_lack(problems, seen, key, value, start):
 
 
 def test_a_driver_that_does_not_answer_is_told_of_once(problems, seen):
-    """By the role nvidia, where that has to do with it; the role tells what to do."""
+    """By the role nvidia, where that has to do with it; not at all, where no driver is wanted."""
     seen["problems"] = ["GPUs could not be read: nvidia-smi fails: mismatch", "memory: no"]
     assert len(problems()) == 2
     (found,) = problems(driver_told=True)
