@@ -69,7 +69,7 @@ def decide(nvidia, rules):
         wanted = {
             "driver": "distribution", "branch": "auto", "reboot_allowed": False,
             "system": "debian", "container": False, "engine": "ollama", "plan_hardware": {},
-            "load_tried": False,
+            "load_tried": False, "package_changes": False,
         }  # fmt: skip
         for name, value in changes.items():
             (seen if name in seen else wanted)[name] = value
@@ -273,6 +273,18 @@ REFUSALS = {
         " libraries are 550.90.07; fix: reboot the host and deploy again, or set"
         " nvidia_reboot_allowed to true" + CPU,
     ),
+    "an older driver than the installed one": (
+        done(answers=True, branch="535.261.03", offered=BOOKWORM),
+        "nvidia_driver_branch: value 535.261.03 is driver 535.261.03, older than 535.309.01, which"
+        " is installed; fix: set host_package_changes to true to allow it" + CPU,
+    ),
+    "the same of another source": (
+        done(answers=True, driver="distribution", offered=BOOKWORM,
+             pin=PIN.replace("distribution", "nvidia").replace("535.309.01", "580.95.05"),
+             installed=dict.fromkeys(LIBRARIES, "580.95.05-1")),
+        "nvidia_driver: value distribution is driver 535.309.01, older than 580.95.05, which is"
+        " installed; fix: set host_package_changes to true to allow it" + CPU,
+    ),
     "a module for another kernel": (
         done(running_kernel="6.1.0-50-amd64"),
         f"nvidia_reboot_allowed: value false but a reboot is needed: 6.1.0-50-amd64 runs, the"
@@ -340,7 +352,10 @@ def test_all_refusals_come_at_once(decide):
         (done(answers=True, branch="535"), set()),
         (done(answers=True, offered=BOOKWORM), set()),
         # A wanted change: another branch, another source.
-        (done(answers=True, branch="535.261.03", offered=BOOKWORM), {"packages"}),
+        (
+            done(answers=True, branch="535.261.03", offered=BOOKWORM, package_changes=True),
+            {"packages"},
+        ),
         (done(answers=True, driver="nvidia", offered=NVIDIAS), {"packages"}),
     ],
 )

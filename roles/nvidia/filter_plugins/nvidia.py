@@ -230,6 +230,17 @@ def nouveau_problems(cards, wanted) -> list[str]:
     ]
 
 
+def older_problems(have, names, version, wanted) -> list[str]:
+    """apt goes back to an older version only where packages may be changed."""
+    newer = [have[name] for name in names if numbers(have.get(name, 0)) > numbers(version)]
+    if not newer or wanted["package_changes"]:
+        return []
+    name = "nvidia_driver" if wanted["branch"] == "auto" else "nvidia_driver_branch"
+    value = wanted["driver" if wanted["branch"] == "auto" else "branch"]
+    what = f"is driver {version}, older than {newer[0]}, which is installed"
+    return [problem(name, value, what, "set host_package_changes to true to allow it")]
+
+
 def unknown_problems(cards, wanted) -> list[str]:
     """A plan is made before a driver can tell what the card is."""
     return [
@@ -322,7 +333,8 @@ def nvidia_decision(seen, wanted, rules) -> dict:
     decision["blacklist"] = any(card["in_use"] == "nouveau" for card in cards)
     decision["problems"] = [
         *trust_problems(seen), *headers_problems(seen), *nouveau_problems(cards, wanted),
-        *unknown_problems(cards, wanted), *fit,
+        *older_problems(have, names[modules], version, wanted), *unknown_problems(cards, wanted),
+        *fit,
     ]  # fmt: skip
     if missing or decision["problems"]:
         return decision
