@@ -74,6 +74,7 @@ def settings():
         "r1_manager": "supervisor",
         "r1_pulled": False,
         "r1_adopted_ollama": False,
+        "r1_gpu_environment": {},
         "r1_engine_bind": "127.0.0.1",
         "r1_engine_memory_mib": 1024,
         "engine_port": port(),
