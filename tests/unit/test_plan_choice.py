@@ -91,6 +91,13 @@ def test_32b_on_one_80_gb_card_gets_32k_in_fp8():
     assert found["max_model_len"] >= 32768
     assert found["estimate"]["decode_tokens_per_second_1"] == pytest.approx(69, rel=0.03)
     assert "rejected: deepseek-r1-70b" in reasons(found)
+    assert "with precision awq one user would get about 79 tokens per second" in reasons(found)
+
+
+def test_4_bits_give_one_user_of_7b_no_more_than_fp8():
+    found = plan(cards(1, H100), engine="vllm", model="deepseek-r1-7b")
+    assert found["precision"] == "fp8"
+    assert "with precision awq" not in reasons(found)
 
 
 @pytest.mark.parametrize("for_deploy", [False, True])

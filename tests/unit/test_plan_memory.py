@@ -192,7 +192,8 @@ def test_vllm_under_load(start):
 @pytest.mark.parametrize(
     ("name", "precision", "eager", "measured"),
     [("7b", "bf16", True, 56), ("7b", "bf16", False, 158), ("7b", "fp8", False, 236),
-     ("32b", "fp8", False, 69), ("32b", "awq", False, 78)],
+     ("32b", "fp8", False, 69), ("32b", "awq", False, 78),
+     ("7b", "awq", False, 231)],
 )  # fmt: skip
 def test_vllm_speed(name, precision, eager, measured):
     size = weights.file_bytes(model(name), precision)

@@ -78,12 +78,14 @@ class _Plan:
             ]
             chosen, download = self._source(chosen)
         self._deployable(choice.shown)
+        alternatives = self._alternatives(chosen) if chosen else []
         if chosen is not None:
             self.reasons += reasons.of_choice(chosen, self.wishes, self.fallback)
+            self.reasons += reasons.of_faster(chosen, alternatives)
         self.reasons += reasons.of_rejections(
             choice, chosen, self.models, self.wishes, self.hardware
         )
-        return self._as_dict(chosen, choice.shown, download)
+        return self._as_dict(chosen, choice.shown, download, alternatives)
 
     def _choose(self):
         order, why = choose.engines(self.hardware, self.wishes, self.for_deploy)
@@ -195,7 +197,7 @@ class _Plan:
         found.sort(key=lambda one: (choose.ability(one), one.label), reverse=True)
         return [reasons.alternative(one) for one in found]
 
-    def _as_dict(self, chosen, shown, download):
+    def _as_dict(self, chosen, shown, download, alternatives):
         shown = chosen or shown
         largest = None if chosen else self.largest()
         key = "memory_per_gpu" if shown.gpus else "memory"
@@ -210,7 +212,7 @@ class _Plan:
             "fallback": self.fallback,
             "problems": self.problems,
             "reasons": self.reasons,
-            "alternatives": self._alternatives(chosen) if chosen else [],
+            "alternatives": alternatives,
             "largest_that_fits": reasons.alternative(largest) if largest else None,
             "tensor_parallel_size": shown.tensor_parallel,
             "pipeline_parallel_size": shown.pipeline_parallel,

@@ -35,6 +35,21 @@ def of_choice(found, wishes, fallback):
     )
 
 
+def of_faster(chosen, alternatives):
+    """The same model in 4 bits, where vLLM then answers one user faster than in fp8."""
+    if chosen.precision != "fp8":
+        return
+    for one in alternatives:
+        speed = one["decode_tokens_per_second_1"]
+        if (one["model"], one["precision"]) == (chosen.model.name, "awq") and (
+            speed > 1.05 * chosen.tokens_per_second
+        ):
+            yield (
+                f"speed: with precision awq one user would get about {speed:.0f} tokens per "
+                "second; fp8 is nearer to the original, and faster for many users at once."
+            )
+
+
 def _dropped(held):
     if not held.droppable:
         return ""

@@ -3,18 +3,19 @@
 seconds per token = bytes read / (bandwidth x efficiency) + layers x time per layer
 
 GPU, from vLLM on an H100 (3,350 GB/s): 7B bf16 158 tok/s, 7B fp8 236, 32B fp8 69 give an
-efficiency of 0.93 and 63 microseconds per layer; 32B AWQ at 78 gives 0.60; without CUDA
-graphs (7B at 56) a layer takes 476 microseconds. CPU: see CPU_EFFICIENCY.
+efficiency of 0.93 and 63 microseconds per layer; AWQ, 7B at 231 and 32B at 79, gives 0.82 and
+96 microseconds; without CUDA graphs (7B at 56) a layer takes 476. CPU: see CPU_EFFICIENCY.
 """
 
 from __future__ import annotations
 
 from . import shapes, weights
 
-GPU_EFFICIENCY = {"bf16": 0.93, "fp8": 0.93, "awq": 0.60, "gptq": 0.60}
+GPU_EFFICIENCY = {"bf16": 0.93, "fp8": 0.93, "awq": 0.82, "gptq": 0.82}
 # llama.cpp and Ollama on a GPU, not measured by this project: a cautious figure.
 GGUF_GPU_EFFICIENCY = 0.55
 LAYER_SECONDS = 63e-6
+LAYER_SECONDS_FOUR_BIT = 96e-6
 # A layer of experts takes several kernels more: a cautious figure, not measured here.
 LAYER_SECONDS_EXPERTS = 250e-6
 LAYER_SECONDS_EAGER = 476e-6
@@ -51,7 +52,9 @@ def estimate(model, precision, size, hardware, engine, tensor_parallel=1, eager=
         }
     gpu = hardware.gpus[0]
     experts = model.shape is not None and model.shape.experts
-    per_layer = LAYER_SECONDS_EXPERTS if experts else LAYER_SECONDS
+    four_bit = engine in ("vllm", "sglang") and precision in ("awq", "gptq")
+    per_layer = LAYER_SECONDS_FOUR_BIT if four_bit else LAYER_SECONDS
+    per_layer = LAYER_SECONDS_EXPERTS if experts else per_layer
     per_layer = max(per_layer, LAYER_SECONDS_EAGER) if eager else per_layer
     if engine in ("vllm", "sglang"):
         share = GPU_EFFICIENCY.get(precision, 0.6)
