@@ -124,3 +124,31 @@ def test_the_fullest_gpu_of_the_engine(monkeypatch):
     module = SimpleNamespace(run_command=lambda argv: (0, shown, ""))
     assert memory.fullest_gpu(module, {"10": {}, "11": {}, "12": {}}) == 350 * MIB
     assert memory.fullest_gpu(module, {"98": {}}) is None
+
+
+@pytest.mark.parametrize(
+    ("kv_tokens", "weights", "passed", "told"),
+    [
+        (100_000, 10_000 * MIB, True, "100,000 tokens of KV cache, planned 100,000 (+0.00%)"),
+        (97_100, 10_000 * MIB, True, "97,100 tokens of KV cache, planned 100,000 (-2.90%)"),
+        (80_000, 10_000 * MIB, False, "(-20.00%)"),
+        (100_000, 10_400 * MIB, True, "10,400 MiB of weights, planned 10,000 (+4.00%)"),
+        (100_000, 10_600 * MIB, False, "10,600 MiB of weights, planned 10,000 (+6.00%)"),
+        (None, None, True, "the engine does not tell its tokens of KV cache"),
+    ],
+)
+def test_the_plan_is_held_against_the_engine(load_plugin, kv_tokens, weights, passed, told):
+    judge = load_plugin("roles/verify/action_plugins/verify_endpoint.py").judge_plan
+    plan = {"kv_cache_tokens": 100_000, "kv_per_token": 64 * 1024, "weights_bytes": 10_000 * MIB}
+    found, detail = judge({"kv_tokens": kv_tokens, "weights_bytes": weights}, plan)
+    assert found is passed
+    assert told in detail
+    assert ("Likely cause: " in detail) is not passed
+
+
+def test_an_engine_that_cannot_be_asked(load_plugin):
+    judge = load_plugin("roles/verify/action_plugins/verify_endpoint.py").judge_plan
+    assert judge({"failed": True, "msg": "no python"}, {}) == (
+        False,
+        "engine_state failed on the host: no python",
+    )
