@@ -24,6 +24,7 @@ class ActionModule(ActionBase):
         )
         seconds = params.pop("seconds")
         begin, first, seen, shown = time.monotonic(), None, time.monotonic(), ""
+        reason = None  # kept: a new start has a log without it
         while True:
             state = self._execute_module("engine_state", params, task_vars=task_vars)
             waited = time.monotonic() - begin
@@ -31,10 +32,12 @@ class ActionModule(ActionBase):
                 return state
             if state["ready"]:
                 return {"changed": False, "seconds": round(waited, 1), "state": state}
+            reason = state["reason"] or reason
             if state["started"] is not None:
                 first, seen = first or state["started"], time.monotonic()
             if state["started"] not in (None, first) or time.monotonic() - seen > UNSEEN:
-                return self.failure("The engine stopped while it loaded", state)
+                stopped = {**state, "reason": reason}
+                return self.failure("The engine stopped while it loaded", stopped)
             if waited > seconds:
                 return self.failure(f"The engine is not ready after {seconds} s", state)
             if state["progress"] != shown:
