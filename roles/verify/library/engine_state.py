@@ -124,7 +124,7 @@ def reason(log):
         said = match.group(match.lastindex)
         if re.search(r"validation errors? for", said) and index + 2 < len(lines):
             said = re.sub(r"^.*?\(\w+ pid=\d+\) *", "", lines[index + 1]).strip() or said
-            said = re.sub(r" \[type=.*", "", said)
+            said = re.sub(r" \[type=.*", "", said).removeprefix("Value error, ")
         fix = next((fix for words, fix in FIXES if re.search(words, said)), "")
         return {"said": said[:600].rstrip(". "), "fix": fix}
     return None
