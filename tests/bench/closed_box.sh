@@ -34,19 +34,15 @@ prepare() {
   dpkg-deb -b "$empty" "$empty.deb" && dpkg -i "$empty.deb"
   rm -f /usr/sbin/policy-rc.d
   PIP_NO_INDEX=1 PIP_FIND_LINKS=$carried/wheels PYTHON=/usr/bin/python3 bin/bootstrap
-  for kind in bf16 fp8; do
-    mkdir -p "/srv/dummy-7b/$kind"
-    cp roles/model/files/tiny-r1/hf/{generation_config,tokenizer,tokenizer_config}.json \
-      "/srv/dummy-7b/$kind"
-  done
+  mkdir -p /srv/dummy-7b
+  cp roles/model/files/tiny-r1/hf/{generation_config,tokenizer,tokenizer_config}.json /srv/dummy-7b
   PYTHONPATH=tests/bench:$carried/site "$python" - <<'PYTHON'
 import json, yaml
 from vllm_memory import config_of
 
 models = yaml.safe_load(open("roles/plan/vars/catalogue.yml"))["__plan_catalogue"]
-for kind in ("bf16", "fp8"):
-    config = config_of(models["deepseek-r1-7b"]["shape"], kind)
-    json.dump(config, open(f"/srv/dummy-7b/{kind}/config.json", "w"))
+config = config_of(models["deepseek-r1-7b"]["shape"], "bf16")
+json.dump(config, open("/srv/dummy-7b/config.json", "w"))
 PYTHON
   cat > "$carried/settings.json" <<JSON
 {"engine": "vllm", "gateway_port": 8080, "data_path": "$data", "host_wheels": "$carried/wheels",
@@ -57,8 +53,7 @@ PYTHON
    "shape": {"layers": 28, "hidden": 3584, "heads": 28, "kv_heads": 4, "ffn": 18944,
              "vocab": 152064, "qkv_bias": true},
    "precisions": {
-     "bf16": {"bytes": 15231233024, "sources": [{"source": "file", "path": "/srv/dummy-7b/bf16"}]},
-     "fp8": {"bytes": 8711000000, "sources": [{"source": "file", "path": "/srv/dummy-7b/fp8"}]}}}}}
+     "bf16": {"bytes": 15231233024, "sources": [{"source": "file", "path": "/srv/dummy-7b"}]}}}}}
 JSON
 }
 
@@ -77,7 +72,7 @@ wrong() {
 }
 
 dummy() {
-  playbook deploy.yml -e model=dummy-7b -e precision=bf16 -e '{"vllm_args": {"load-format": "dummy"}}'
+  playbook deploy.yml -e model=dummy-7b -e '{"vllm_args": {"load-format": "dummy"}}'
 }
 
 for step; do

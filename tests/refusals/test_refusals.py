@@ -47,6 +47,12 @@ class Run:
         for text in self.problems:
             assert re.match(r"[^:]+: ", text), text
 
+    def assert_refused_for(self, expected):
+        """expected: how each problem starts, and a part of what it says then."""
+        for start, part in expected.items():
+            assert part in self.problem(start)
+        self.assert_refused(len(expected))
+
 
 @pytest.fixture
 def play(repo, tmp_path):
@@ -135,9 +141,7 @@ def test_wrong_values_and_a_wrong_host_are_refused_at_once(play, tmp_path, held_
         f"gateway_port: value {held_port} is held by": f"(pid {os.getpid()}: ",
         "data_path: value": "read-only file system",
     }
-    for start, part in expected.items():
-        assert part in run.problem(start)
-    run.assert_refused(len(expected))
+    run.assert_refused_for(expected)
     assert "changeme" not in run.output
 
 
@@ -168,9 +172,7 @@ def test_contradictions_are_refused_at_once(play, free_port):
         "max_num_batched_tokens: value 8": "is less than max_num_seqs, 16",
         "tensor_parallel_size: value 2": "more GPUs than plan_hardware has, 0",
     }
-    for start, part in expected.items():
-        assert part in run.problem(start)
-    run.assert_refused(len(expected))
+    run.assert_refused_for(expected)
 
 
 def test_servers_of_others_and_containers_are_contradictions(play):
@@ -190,9 +192,7 @@ def test_servers_of_others_and_containers_are_contradictions(play):
         "gateway_redis: value '127.0.0.1:6379' cannot be reached": "gateway_redis auto, or",
         "kv_cache_dtype: value 'q8_0' is for the adopted Ollama to choose": "use auto",
     }
-    for start, part in expected.items():
-        assert part in run.problem(start)
-    run.assert_refused(len(expected))
+    run.assert_refused_for(expected)
     (form,) = play({"gateway_redis": "redis://here", "model": "tiny-r1"}).problems
     assert form.startswith("gateway_redis: value 'redis://here'")
     assert form.endswith("is no address of a Redis; fix: give auto, unix:/PATH or ADDRESS:PORT")
@@ -222,9 +222,7 @@ def test_servers_of_others_come_with_a_way_to_live_with_them(play, background, f
         f"ollama_adopt: value true finds nothing on engine_port {engine}": "mostly 11434",
         f"gateway_redis: value '127.0.0.1:{cache}' cannot be used: it answers -NOAUTH": "auto",
     }
-    for start, part in expected.items():
-        assert part in run.problem(start)
-    run.assert_refused(len(expected))
+    run.assert_refused_for(expected)
 
 
 def test_a_data_path_in_a_closed_folder_is_refused(play, tmp_path):
@@ -342,9 +340,7 @@ def test_a_card_without_a_driver_is_refused_with_all_that_is_wrong(play, tmp_pat
         "nvidia_reboot_allowed: value false and the driver nouveau has": "blacklist nouveau",
         "plan_hardware: value {} says nothing of card [10de:23ff] (Hopper)": "describe the host",
     }
-    for start, part in expected.items():
-        assert part in run.problem(start)
-    run.assert_refused(len(expected))
+    run.assert_refused_for(expected)
     assert not Path("/etc/apt/preferences.d/deepseek-r1-nvidia").exists()
 
     (card / "device").write_text("0x2330\n")

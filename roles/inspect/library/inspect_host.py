@@ -543,7 +543,7 @@ def graphics(own_paths, own_users, serving=None):
 def gpu_holders(own_users):
     """Our own processes that hold a GPU, as {pid: what they may see}; "" is everything.
 
-    In a container nvidia-smi lists no processes; these are then what it does not list.
+    In a container nvidia-smi may list no processes; these are then what it does not list.
     """
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):

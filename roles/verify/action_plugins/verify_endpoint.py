@@ -60,19 +60,20 @@ def judge_plan(state, plan):
     if state.get("failed"):
         return False, f"engine_state failed on the host: {state.get('msg')}"
     told, far = [], []
-    for what, found, planned, each in (
-        ("tokens of KV cache", state["kv_tokens"], plan["kv_cache_tokens"], plan["kv_per_token"]),
-        ("MiB of weights", state["weights_bytes"], plan["weights_bytes"], 1),
+    tokens = state["kv_tokens"], plan["kv_cache_tokens"]
+    weights = state["weights_bytes"], plan["weights_bytes"]
+    for what, (found, planned), unit, far_off in (
+        ("tokens of KV cache", tokens, 1, FAR_BYTES / plan["kv_per_token"]),
+        ("MiB of weights", weights, MIB, FAR_BYTES),
     ):
         if found is None:
             told.append(f"the engine does not tell its {what}")
             continue
-        unit = MIB if each == 1 else 1
         told.append(
             f"{found / unit:,.0f} {what}, planned {planned / unit:,.0f} "
             f"({found / planned - 1:+.2%})"
         )
-        if abs(found - planned) > max(FAR_SHARE * planned, FAR_BYTES / each):
+        if abs(found - planned) > max(FAR_SHARE * planned, far_off):
             far.append(what)
     if not far:
         return True, "; ".join(told)

@@ -175,7 +175,7 @@ class _Plan:
             return
         if found.engine not in DEPLOYABLE_ENGINES:
             self.problems.append(reasons.not_deployable("engine", found.engine, DEPLOYABLE_ENGINES))
-        if found.engine in DEPLOYABLE_ENGINES and found.pipeline_parallel > 1:
+        elif found.pipeline_parallel > 1:
             self.problems.append(
                 reasons.not_deployable("plan_nodes", found.pipeline_parallel, (1,))
             )
