@@ -14,6 +14,8 @@
 #   tiny     deploy the model that ships with the project and verify it; again: changed=0
 #   wrong    deploy with a flag that cannot work, for the engine's own reason
 #   dummy    deploy made-up weights of real shapes: 7B bf16, for the plan against vLLM's figures
+#   dummy32  the same of 32B, which takes two cards
+# CARRIED/more.yml, where there is one, holds more vllm_environment and vllm_args for that box.
 set -uo pipefail
 carried=$1 out=$2
 shift 2
@@ -34,27 +36,33 @@ prepare() {
   dpkg-deb -b "$empty" "$empty.deb" && dpkg -i "$empty.deb"
   rm -f /usr/sbin/policy-rc.d
   PIP_NO_INDEX=1 PIP_FIND_LINKS=$carried/wheels PYTHON=/usr/bin/python3 bin/bootstrap
-  mkdir -p /srv/dummy-7b
-  cp roles/model/files/tiny-r1/hf/{generation_config,tokenizer,tokenizer_config}.json /srv/dummy-7b
-  PYTHONPATH=tests/bench:$carried/site "$python" - <<'PYTHON'
-import json, yaml
+  PYTHONPATH=tests/bench:$carried/site "$python" - "$carried" "$data" <<'PYTHON'
+import json, shutil, sys, yaml
+from pathlib import Path
 from vllm_memory import config_of
 
-models = yaml.safe_load(open("roles/plan/vars/catalogue.yml"))["__plan_catalogue"]
-config = config_of(models["deepseek-r1-7b"]["shape"], "bf16")
-json.dump(config, open("/srv/dummy-7b/config.json", "w"))
+carried, data = sys.argv[1:]
+catalogue = yaml.safe_load(open("roles/plan/vars/catalogue.yml"))["__plan_catalogue"]
+models = {}
+for size in ("7b", "32b"):
+    shape, folder = catalogue[f"deepseek-r1-{size}"]["shape"], Path(f"/srv/dummy-{size}")
+    folder.mkdir(exist_ok=True)
+    for name in ("generation_config", "tokenizer", "tokenizer_config"):
+        shutil.copy(f"roles/model/files/tiny-r1/hf/{name}.json", folder)
+    (folder / "config.json").write_text(json.dumps(config_of(shape, "bf16")))
+    source = {"source": "file", "path": str(folder)}
+    models[folder.name] = {"shape": shape, "precisions": {"bf16": {"sources": [source]}}}
+settings = {
+    "engine": "vllm", "gateway_port": 8080, "data_path": data, "host_wheels": f"{carried}/wheels",
+    "vllm_python": sys.executable, "vllm_load_timeout": 300, "models": models,
+    "vllm_environment": {"PYTHONPATH": f"{carried}/site", "CUDA_HOME": "/usr/local/cuda",
+                         "LD_LIBRARY_PATH": "/usr/local/nvidia/lib64"},
+}
+more = Path(carried, "more.yml")
+for name, value in (yaml.safe_load(more.read_text()) if more.exists() else {}).items():
+    settings[name] = settings.get(name, {}) | value
+Path(carried, "settings.json").write_text(json.dumps(settings))
 PYTHON
-  cat > "$carried/settings.json" <<JSON
-{"engine": "vllm", "gateway_port": 8080, "data_path": "$data", "host_wheels": "$carried/wheels",
- "vllm_python": "$python", "vllm_load_timeout": 300,
- "vllm_environment": {"PYTHONPATH": "$carried/site", "CUDA_HOME": "/usr/local/cuda",
-   "LD_LIBRARY_PATH": "/usr/local/nvidia/lib64"},
- "models": {"dummy-7b": {
-   "shape": {"layers": 28, "hidden": 3584, "heads": 28, "kv_heads": 4, "ffn": 18944,
-             "vocab": 152064, "qkv_bias": true},
-   "precisions": {
-     "bf16": {"bytes": 15231233024, "sources": [{"source": "file", "path": "/srv/dummy-7b"}]}}}}}
-JSON
 }
 
 playbook() { .venv/bin/ansible-playbook "$@" -l local -e "@$carried/settings.json"; }
@@ -72,8 +80,11 @@ wrong() {
 }
 
 dummy() {
-  playbook deploy.yml -e model=dummy-7b -e '{"vllm_args": {"load-format": "dummy"}}'
+  playbook deploy.yml -e "model=dummy-${1:-7b}" \
+    -e "$(jq -c '{vllm_args: (.vllm_args + {"load-format": "dummy"})}' "$carried/settings.json")"
 }
+
+dummy32() { dummy 32b; }
 
 for step; do
   start=$SECONDS

@@ -18,6 +18,8 @@ so no model and no network is needed. Each case is a mapping:
   calls   optional: the same of the CPU, Python function by function
 
 A case has a process of its own. The next one is imported while one runs, and waits for the GPU.
+Two of these programs use two GPUs side by side, each with its own CUDA_VISIBLE_DEVICES and TMPDIR.
+With a tensor_parallel_size a result holds what each rank measured, under `ranks`.
 A result is one line of JSON: the case, bytes as vLLM itself accounts for them, seconds, speed.
 """
 
@@ -83,7 +85,10 @@ class Done(Exception):
 
 
 def watch(result: dict, trace: bool, timed: bool) -> None:
-    """Have vLLM's worker write what it measured into the result."""
+    """Have vLLM's worker write what it measured into the result, which it tells when asked.
+
+    A worker in a process of its own is forked from this one, with a result of its own.
+    """
     import torch
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
     from vllm.v1.worker.gpu_worker import Worker
@@ -133,6 +138,7 @@ def watch(result: dict, trace: bool, timed: bool) -> None:
             raise Done
         return result["graphs"]
 
+    Worker.measured = lambda self: {k: v for k, v in result.items() if k != "case"}
     Worker.determine_available_memory = determine_available_memory
     Worker.compile_or_warm_up_model = compile_or_warm_up_model
     GPUModelRunner.capture_model = capture_model
@@ -193,6 +199,12 @@ def speed(llm, users: int, sampling: dict) -> float:
     return round(users * 256 / ask(llm, users, users + 1, 256, sampling), 1)
 
 
+def counters(llm, prefix: str) -> dict:
+    """vLLM's own counters by that name, since it started."""
+    found = ((metric.name, getattr(metric, "value", None)) for metric in llm.get_metrics())
+    return {name: value for name, value in found if name.startswith(prefix) and value is not None}
+
+
 def kernels(llm, sampling: dict, tokens: int = 64, most: int = 25) -> dict:
     """Microseconds of the GPU for each token of one user, kernel by kernel."""
     from torch.profiler import ProfilerActivity, profile
@@ -238,7 +250,8 @@ def one(case: dict) -> dict:
         begin = time.monotonic()
         Path(folder, "config.json").write_text(json.dumps(config_of(shape, case["precision"])))
         os.environ.update(case.get("env", {}))
-        watch(result, case.get("trace", False), bool(case.get("users")))
+        ranks = case["args"].get("tensor_parallel_size", 1)
+        watch(result, case.get("trace", False), bool(case.get("users")) or ranks > 1)
         if "card_mib" in case:
             limit(case["card_mib"])
         try:
@@ -249,6 +262,10 @@ def one(case: dict) -> dict:
             result["tokens_per_second"] = {
                 str(users): speed(llm, users, sampling) for users in case.get("users", [])
             }
+            if ranks > 1:
+                result["ranks"] = llm.collective_rpc("measured")
+            if case["args"].get("speculative_config"):
+                result["speculation"] = counters(llm, "vllm:spec_decode_num_")
             if "torch_when_ready" in result:  # not where vLLM has a process of its own
                 running = torch.cuda.max_memory_allocated() - result["torch_when_ready"]
                 reserved = torch.cuda.max_memory_reserved()
