@@ -65,7 +65,7 @@ Path(carried, "settings.json").write_text(json.dumps(settings))
 PYTHON
 }
 
-playbook() { .venv/bin/ansible-playbook "$@" -l local -e "@$carried/settings.json"; }
+playbook() { .venv/bin/ansible-playbook -l local -e "@$carried/settings.json" "$@"; }
 
 tiny() {
   playbook deploy.yml -e model=tiny-r1

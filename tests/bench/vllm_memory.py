@@ -13,6 +13,7 @@ so no model and no network is needed. Each case is a mapping:
   card_mib  optional: let torch have no more than a card of this size would leave it
   trace   optional: also record which tensors are alive at the peak of the profiling run
   env     optional: environment variables
+  long    optional: tokens of a long prompt, after which one user is timed too
   sampling  optional: other sampling parameters than R1's temperature 0.6 and top_p 0.95
   kernels optional: also record what the GPU does for one user, in microseconds a token
   calls   optional: the same of the CPU, Python function by function
@@ -177,12 +178,12 @@ def at_peak(events: list[dict], most: int = 14) -> list[dict]:
     ]
 
 
-def ask(llm, users: int, seed: int, tokens: int, sampling: dict) -> float:
+def ask(llm, users: int, seed: int, tokens: int, sampling: dict, length: int = 0) -> float:
     """Seconds that so many users at once wait for so many tokens, each with its own prompt."""
     from vllm import SamplingParams
 
     words = random.Random(seed)
-    length = 128 if users == 1 else 512
+    length = length or (128 if users == 1 else 512)
     prompts = [
         {"prompt_token_ids": [words.randrange(1000, 100000) for _ in range(length)]}
         for _ in range(users)
@@ -197,6 +198,13 @@ def speed(llm, users: int, sampling: dict) -> float:
     """Tokens per second of so many users at once, warmed up first."""
     ask(llm, users, users, 24, sampling)
     return round(users * 256 / ask(llm, users, users + 1, 256, sampling), 1)
+
+
+def speed_after(llm, length: int, sampling: dict) -> float:
+    """Tokens per second of one user once a prompt of so many tokens is read."""
+    ask(llm, 1, 11, 24, sampling, length)
+    reading = ask(llm, 1, 12, 1, sampling, length)
+    return round(256 / (ask(llm, 1, 13, 257, sampling, length) - reading), 1)
 
 
 def counters(llm, prefix: str) -> dict:
@@ -262,6 +270,8 @@ def one(case: dict) -> dict:
             result["tokens_per_second"] = {
                 str(users): speed(llm, users, sampling) for users in case.get("users", [])
             }
+            if "long" in case:
+                result["tokens_per_second"]["long"] = speed_after(llm, case["long"], sampling)
             if ranks > 1:
                 result["ranks"] = llm.collective_rpc("measured")
             if case["args"].get("speculative_config"):

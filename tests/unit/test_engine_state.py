@@ -45,6 +45,23 @@ def test_how_far_it_is(state):
             "To serve at least one request with the model's max seq len (4096)",
             "lower max_model_len",
         ),
+        (
+            "free",
+            "Free memory on device cuda:0 (58.77/139.8 GiB) on startup is less than desired GPU",
+            "other programs hold memory of this GPU",
+        ),
+        (
+            "oom",
+            "CUDA out of memory. Tried to allocate 93.13 GiB. GPU 0 has a total capacity of 139.80",
+            "other programs took memory of this GPU meanwhile",
+        ),
+        (
+            "backend",
+            "Selected backend AttentionBackendEnum.FLASHMLA is not valid for this configuration. "
+            "Reason: ['head_size not supported', 'non-MLA not supported']",
+            "",
+        ),
+        ("awq", "Cannot find the config file for awq", ""),
     ],
 )
 def test_why_it_did_not_start(state, name, said, fix):

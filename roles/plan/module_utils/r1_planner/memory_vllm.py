@@ -1,7 +1,8 @@
 """What vLLM keeps on one GPU, part by part.
 
-Read from vLLM 0.26.0's source and from 23 starts on an H100 (tests/unit/data/vllm-h100.jsonl,
-made by tests/bench/vllm_memory.py). vLLM itself computes, when it starts:
+Read from vLLM 0.26.0's source and from 24 starts on an H100 and 2 on two H200
+(tests/unit/data/vllm-*.jsonl, made by tests/bench/vllm_memory.py). vLLM itself computes, when it
+starts:
 
     KV cache = gpu_memory_utilization x usable memory - weights - activation - non-torch
 
@@ -26,9 +27,9 @@ CONTEXT = 527 * MIB
 NON_TORCH = 230 * MIB
 # On a CPU: its server, engine and worker, read from running ones: 3.1 GiB.
 CPU_PROCESSES = 3328 * MIB
-# With more than one rank, NCCL's channels and the buffers of vLLM's own all-reduce. Not measured
-# by this project; what others' logs show for 2 to 8 ranks.
-NCCL = 512 * MIB
+# With more than one rank: what NCCL and vLLM's own all-reduce take before vLLM looks at the card,
+# and what is outside torch then. From two H200 with NVLink; more ranks are taken to need more.
+NCCL, NON_TORCH_RANKS, NCCL_BEYOND_TWO = 970 * MIB, 68 * MIB, 512 * MIB
 # cuBLAS's workspace, and scratch of compiled code.
 _WORKSPACE, _COMPILED_SCRATCH = 33 * MIB, 50 * MIB
 # torch reserves a little more than it hands out: 35 to 180 MiB.
@@ -49,6 +50,7 @@ _FOUR_BIT_EXTRA = {"gptq": 2, "awq": 3.9}
 _LAYER_CRUMBS = MIB // 2
 # Of each possible request and token of the vocabulary: counts for penalties, and three bitmasks.
 _STATE_PER_TOKEN = 4.38
+_ALL_REDUCE = 8 * MIB
 
 
 def _block(size):
@@ -174,8 +176,10 @@ class Rank:
 
     @property
     def state(self):
-        """Requests' state on the GPU, which vLLM's own account leaves out."""
-        return int(_STATE_PER_TOKEN * self.sequences * self.shape.vocab)
+        """Requests' state on the GPU, and tables of its all-reduce, which vLLM's own account
+        leaves out."""
+        tables = _ALL_REDUCE if self.ranks > 1 else 0
+        return int(_STATE_PER_TOKEN * self.sequences * self.shape.vocab) + tables
 
     @property
     def graphs(self):
@@ -192,9 +196,14 @@ class Rank:
 
     @property
     def non_torch(self):
-        return NON_TORCH + (NCCL if self.tensor_parallel * self.pipeline_parallel > 1 else 0)
+        return NON_TORCH if self.ranks == 1 else NON_TORCH_RANKS
+
+    @property
+    def ranks(self):
+        return self.tensor_parallel * self.pipeline_parallel
 
     @property
     def outside(self):
         """What vLLM's own account of its share leaves out, besides the KV cache."""
-        return CONTEXT + self.state + self.graphs + FRAGMENTATION
+        nccl = (NCCL if self.ranks > 1 else 0) + (NCCL_BEYOND_TWO if self.ranks > 2 else 0)
+        return CONTEXT + nccl + self.state + self.graphs + FRAGMENTATION
