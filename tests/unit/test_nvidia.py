@@ -509,3 +509,25 @@ def test_the_recorded_h100_is_the_table_s(nvidia, rules):
     (card,) = nvidia.read_cards(H100.replace("2330", number), rules)
     assert f"NVIDIA {card['name']}" == gpu.findtext("product_name")
     assert card["kind"]["name"] == gpu.findtext("product_architecture")
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"answers": True, "driver_version": "580.95.05"}, {}),
+        (
+            {"answers": True, "driver_version": "550.54.14"},
+            {"vllm": "is CUDA 13 and needs driver 580 or newer, but the host has 550.54.14"},
+        ),
+        (
+            {},
+            {
+                "vllm": "is CUDA 13 and needs driver 580 or newer, but nvidia_driver distribution"
+                " gives 535.309.01"
+            },
+        ),
+    ],
+)
+def test_engines_that_auto_leaves_out(decide, changes, refused):
+    """Known before there is a plan, so that it is not made for them."""
+    assert decide(engine="", **changes)["engines_refused"] == refused

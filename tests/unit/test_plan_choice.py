@@ -146,9 +146,6 @@ def test_671b_in_fp8_needs_two_hosts_of_eight_80_gb_cards():
     assert two["fits"]
     assert (two["tensor_parallel_size"], two["pipeline_parallel_size"]) == (8, 2)
     refused = plan(cards(8, H100, nodes=2), True, model="deepseek-r1-671b")
-    assert not refused["fits"]
-    assert "With vLLM, which `engine: auto` does not take" in refused["problems"][0]
-    refused = plan(cards(8, H100, nodes=2), True, model="deepseek-r1-671b", engine="vllm")
     assert "plan_nodes: this version can plan for 2 but not deploy it" in refused["problems"][0]
 
 
@@ -159,7 +156,18 @@ def test_an_engine_that_cannot_be_deployed_yet_is_planned_and_refused():
     assert found["fits"]
     assert "can plan for SGLang but not deploy it" in found["problems"][0]
     assert plan(cards(1, H100), True, **wish | {"engine": "vllm"})["problems"] == []
-    assert "vLLM is fastest on this card" in reasons(plan(cards(1, H100), True))
+
+
+def test_auto_takes_vllm_on_a_gpu_whose_driver_runs_it():
+    found = plan(cards(1, H100), True)
+    assert (found["engine"], found["model"], found["precision"]) == (
+        "vllm", "deepseek-r1-32b", "fp8",
+    )  # fmt: skip
+    assert "vLLM is tried first" in reasons(found)
+    older = "is CUDA 13 and needs driver 580 or newer, but the host has 550.54.14"
+    found = plan(cards(1, H100), True, engines_refused={"vllm": older})
+    assert (found["engine"], found["precision"]) == ("ollama", "q4_k_m")
+    assert f"engine: not vLLM, which {older}." in found["reasons"]
 
 
 @pytest.mark.parametrize(

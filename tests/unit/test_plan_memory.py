@@ -209,7 +209,7 @@ def test_vllm_speed(name, precision, eager, measured):
     assert found["decode_tokens_per_second_1"] == pytest.approx(measured, rel=0.03)
 
 
-# On H200 cards, the first not fitted to; with tensor parallelism 10 microseconds a layer are a mean.
+# On H200 cards, the first not fitted to; the 10 microseconds a layer of several cards are a mean.
 @pytest.mark.parametrize(
     ("name", "precision", "ranks", "measured", "within"),
     [("7b", "fp8", 1, 281, 0.03), ("7b", "bf16", 2, 297, 0.08), ("32b", "bf16", 2, 88, 0.08),

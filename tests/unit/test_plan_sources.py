@@ -17,13 +17,13 @@ UP = {"url": "https://hub.example", "answers": True, "error": None}
 DOWN = {"url": "https://hub.example", "answers": False, "error": "timed out"}
 
 
-def plan(sources, present=(), disk=100_000, for_deploy=True, **settings):
+def plan(sources, present=(), disk=100_000, for_deploy=True, gpus=(), **settings):
     found = {
         "cpu": {"count": 2, "flags": ["avx2"]},
-        "ram_mib": 24000,
+        "ram_mib": 64000 if gpus else 24000,
         "ram_available_mib": 23000,
         "disk": {"path": "/var", "free_mib": disk},
-        "gpus": [],
+        "gpus": list(gpus),
         "sources": sources,
         "models_present": list(present),
     }
@@ -158,3 +158,20 @@ def test_a_cpu_that_llama_servers_program_does_not_suit_gets_ollama():
     assert found["engine"] == "ollama"
     assert "its CPU lacks avx512f, avx_vnni, which the pinned program" in str(found["reasons"])
     assert plan(answers, llamacpp_cpu_flags=["avx2"])["engine"] == "llamacpp"
+
+
+H100 = {"index": 0, "uuid": "GPU-0", "name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559,
+        "compute_capability": "9.0"}  # fmt: skip
+
+
+def test_auto_takes_what_a_hub_that_answers_has():
+    """The fp8 and awq checkpoints of 32B are on Hugging Face alone; bf16 and GGUF on both."""
+    up = plan({"modelscope": UP, "huggingface": UP}, gpus=[H100])
+    assert (up["engine"], up["model"], up["precision"]) == ("vllm", "deepseek-r1-32b", "fp8")
+    found = plan({"modelscope": UP, "huggingface": DOWN}, gpus=[H100])
+    assert not found["problems"] and found["download"]["source"] == "modelscope"
+    assert (found["model"], found["precision"]) == ("deepseek-r1-32b", "bf16"), found["reasons"]
+    told = "rejected: deepseek-r1-32b fp8: Hugging Face at https://hub.example does not answer"
+    assert told in str(found["reasons"])
+    there = plan({"modelscope": UP, "huggingface": DOWN}, ["deepseek-r1-32b/fp8"], gpus=[H100])
+    assert there["precision"] == "fp8", "what is on the host needs no hub"

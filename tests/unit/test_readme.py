@@ -53,7 +53,7 @@ def test_a_difference_is_told_and_repaired(tmp_path, monkeypatch, capsys):
     for name in FILES:
         changed = READMES[name].replace("| `engine_port` |", "| `engine_prot` |")
         (tmp_path / name).write_text(changed, encoding="utf-8")
-    for part in ("roles", "docs", "inventories", "deploy.yml"):
+    for part in ("roles", "docs", "inventories", "tests", "deploy.yml"):
         (tmp_path / part).symlink_to(REPO / part)
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     assert readme.main(check=True) == 1

@@ -165,23 +165,29 @@ def no_choice(offered, wanted, names, cards) -> str:
     return problem("nvidia_driver", wanted["driver"], what, "take one of the cards out")
 
 
-def engine_problem(engine, version, ours, wanted, rules) -> list[str]:
-    """Whether the driver is new enough for the CUDA that the planned engine brings."""
-    need = rules["engines"].get(engine)
-    if not need or not version or branch(version) >= need["driver"]:
+def engines_refused(version, ours, wanted, rules) -> dict:
+    """{engine: what it lacks} of those whose CUDA is too new for the driver."""
+    has = f"nvidia_driver {wanted['driver']} gives {version}" if ours else f"the host has {version}"
+    return {
+        engine: f"is CUDA {need['cuda']} and needs driver {need['driver']} or newer, but {has}"
+        for engine, need in rules["engines"].items()
+        if version and branch(version) < need["driver"]
+    }
+
+
+def engine_problem(refused, version, ours, wanted, rules) -> list[str]:
+    """What speaks against the planned engine, which may be among the refused ones."""
+    engine = wanted["engine"]
+    if engine not in refused:
         return []
-    what = f"is CUDA {need['cuda']} and needs driver {need['driver']} or newer, but "
-    fix = "set engine to ollama" if rules["engines"]["ollama"]["driver"] <= branch(version) else ""
-    if ours:
-        what += f"nvidia_driver {wanted['driver']} gives {version}"
-        if wanted["driver"] != "nvidia" or wanted["branch"] != "auto":
-            more = "set nvidia_driver to nvidia with nvidia_driver_branch auto"
-            fix = f"{more}, or {fix}" if fix else more
-    else:
-        what += f"the host has {version}"
-        more = f"bring driver {need['driver']} or newer to the host"
-        fix = f"{more}, or {fix}" if fix else more
-    return [problem("engine", engine, what, fix, "")]
+    fixes = []
+    if not ours:
+        fixes.append(f"bring driver {rules['engines'][engine]['driver']} or newer to the host")
+    elif wanted["driver"] != "nvidia" or wanted["branch"] != "auto":
+        fixes.append("set nvidia_driver to nvidia with nvidia_driver_branch auto")
+    if "ollama" not in refused:
+        fixes.append("set engine to ollama")
+    return [problem("engine", engine, refused[engine], ", or ".join(fixes), "")]
 
 
 def trust_problems(seen) -> list[str]:
@@ -289,12 +295,13 @@ def nvidia_decision(seen, wanted, rules) -> dict:
     decision = {
         "looks": False, "asks": False, "acts": False, "modules": "", "version": "",
         "packages": [], "blacklist": False, "build": False, "load": False, "reboot": "",
-        "gpus": [], "problems": [], "reasons": [],
+        "gpus": [], "engines_refused": {}, "problems": [], "reasons": [],
     }  # fmt: skip
     why = left_alone(seen, wanted, cards, rules)
     if why:
         version = seen["driver_version"] if seen["answers"] else ""
-        fit = engine_problem(wanted["engine"], version, False, wanted, rules)
+        decision["engines_refused"] = engines_refused(version, False, wanted, rules)
+        fit = engine_problem(decision["engines_refused"], version, False, wanted, rules)
         return decision | {"problems": fit, "reasons": [f"NVIDIA driver: {why}"]}
     if "kernel" not in seen:
         return decision | {"looks": True}
@@ -326,7 +333,8 @@ def nvidia_decision(seen, wanted, rules) -> dict:
     flavour = kernel_flavour(seen["kernel"])
     if f"linux-image-{flavour}" in have and f"linux-headers-{flavour}" not in have:
         missing.append(f"linux-headers-{flavour}")  # those of later kernels, too
-    fit = engine_problem(wanted["engine"], version, True, wanted, rules)
+    decision["engines_refused"] = engines_refused(version, True, wanted, rules)
+    fit = engine_problem(decision["engines_refused"], version, True, wanted, rules)
     if seen["answers"] and not missing:
         return decision | {"problems": fit}
     decision["packages"] = missing

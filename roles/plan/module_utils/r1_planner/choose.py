@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import cards, sources, weights
 from .candidates import GGUF_ENGINES, evaluate
 from .units import gib
-from .wishes import AUTO_ENGINES
 from .words import ENGINE_NAMES
 
 # In this order; the first that fits is taken.
@@ -16,7 +15,7 @@ _HF_BY_CAPABILITY = ((8.9, ("fp8", "awq", "gptq", "bf16")), (8.0, ("bf16", "awq"
 _HF_OLD = ("awq", "gptq")
 
 
-def engines(hardware, wishes, for_deploy):
+def engines(hardware, wishes):
     """Return (engines in order of preference, reasons)."""
     if wishes.engine != "auto":
         return (wishes.engine,), [f"engine: {ENGINE_NAMES[wishes.engine]}, as you set it."]
@@ -31,24 +30,17 @@ def engines(hardware, wishes, for_deploy):
             "it serves GGUF files on a CPU with one small process."
         ]
     gpu = hardware.gpus[0]
-    order, reasons = [], []
-    if gpu.capability >= cards.ENGINE_NEEDS["vllm"]:
-        order.append("vllm")
-    else:
-        reasons.append(
-            f"engine: not vLLM, which needs compute capability {cards.ENGINE_NEEDS['vllm']}; "
-            f"the {gpu.name} has {gpu.capability}."
+    why_not = wishes.engines_refused.get("vllm")
+    if gpu.capability < cards.ENGINE_NEEDS["vllm"]:
+        why_not = (
+            f"needs compute capability {cards.ENGINE_NEEDS['vllm']}; "
+            f"the {gpu.name} has {gpu.capability}"
         )
-    order.append("ollama")
-    if for_deploy:
-        left_out = [engine for engine in order if engine not in AUTO_ENGINES]
-        order = [engine for engine in order if engine in AUTO_ENGINES]
-        if left_out:
-            reasons.append(
-                "engine: vLLM is fastest on this card, but its deploy is new; "
-                f"{ENGINE_NAMES[order[0]]} takes its place unless you set engine to vllm."
-            )
-    return tuple(order), reasons
+    if why_not:
+        return ("ollama",), [f"engine: not vLLM, which {why_not}."]
+    return ("vllm", "ollama"), [
+        "engine: vLLM is tried first, since on a GPU it serves many requests at once; then Ollama."
+    ]
 
 
 def precisions(model, engine, hardware, wishes):
@@ -84,6 +76,23 @@ def size(found):
     return weights.file_bytes(found.model, found.precision) if found.memory else float("inf")
 
 
+def source_check(disk, wishes, answers, present):
+    """Return a function that turns a Candidate down when `disk` does, or when no source that has
+    it answers while another one does."""
+    some = any(source.get("answers") for source in (answers or {}).values())
+
+    def check(found):
+        found = disk(found)
+        download, errors = sources.find(
+            found.model, found.precision, found.engine, wishes, answers, present
+        )
+        if download or not some or not found.fits:
+            return found
+        return replace(found, why_not=f"{found.label}: {'; '.join(errors)}.")
+
+    return check
+
+
 def disk_check(hardware, present, measured):
     """Return a function that turns a Candidate down when its files do not fit the disk.
 
@@ -104,7 +113,7 @@ def disk_check(hardware, present, measured):
         why = (
             f"{found.label} needs {gib(needed)} of disk under data_path, more than there is{free}."
         )
-        return type(found)(**{**found.__dict__, "why_not": why})
+        return replace(found, why_not=why)
 
     return check
 

@@ -88,22 +88,27 @@ class _Plan:
         return self._as_dict(chosen, choice.shown, download, alternatives)
 
     def _choose(self):
-        order, why = choose.engines(self.hardware, self.wishes, self.for_deploy)
+        order, why = choose.engines(self.hardware, self.wishes)
         self.reasons += why
-        return *choose.choose(self.models, self.hardware, self.wishes, order, self.disk), order
+        reachable = choose.source_check(self.disk, self.wishes, self.answers, self.present)
+        for check in (reachable, self.disk):
+            best, others = choose.choose(self.models, self.hardware, self.wishes, order, check)
+            if best.top is not None:
+                break
+        return best, others, order
 
     def _fits_if_idle(self):
         """Whether what was asked for would fit, if nobody else used the GPUs."""
         if not self.hardware.gpus_if_idle:
             return False
         idle = replace(self.hardware, gpus=self.hardware.gpus_if_idle)
-        order, _why = choose.engines(idle, self.wishes, self.for_deploy)
+        order, _why = choose.engines(idle, self.wishes)
         return choose.choose(self.models, idle, self.wishes, order, self.disk)[0].top is not None
 
     def _without_gpus(self, choice):
         """Where nothing fits the GPUs, but the CPU serves what was asked for: use the CPU."""
         plain = replace(self.hardware, gpus=())
-        order, _why = choose.engines(plain, self.wishes, self.for_deploy)
+        order, _why = choose.engines(plain, self.wishes)
         top = choose.choose(self.models, plain, self.wishes, order, self.disk)[0].top
         if top is not None and not top.slow:
             self.reasons.append(f"hardware: the GPU is not used: {choice.shown.why_not}")
@@ -148,13 +153,7 @@ class _Plan:
             why = reasons.of_no_fit(self.hardware, choice.shown)
         if busy:
             why = f"{why} {reasons.of_busy(self.hardware)}"
-        planned = None
-        if self.for_deploy and self.wishes.engine == "auto":
-            order, _why = choose.engines(self.hardware, self.wishes, False)
-            planned = choose.choose(self.models, self.hardware, self.wishes, order, self.disk)[
-                0
-            ].top
-        self.problems.append(f"{why} {reasons.only_planned(planned)}" if planned else why)
+        self.problems.append(why)
 
     def largest(self):
         """The most able Candidate that would fit this hardware, whatever was asked for."""
@@ -167,7 +166,7 @@ class _Plan:
             memory_reserve_mib=self.wishes.memory_reserve_mib,
             prompt_cache_mib=self.wishes.prompt_cache_mib,
         )
-        order, _why = choose.engines(self.hardware, free, self.for_deploy)
+        order, _why = choose.engines(self.hardware, free)
         return choose.choose(self.models, self.hardware, free, order, self.disk)[0].top
 
     def _deployable(self, found):

@@ -171,14 +171,6 @@ def of_busy(hardware):
     )
 
 
-def only_planned(found):
-    """What would fit with an engine that can be planned but not deployed."""
-    return (
-        f"With {ENGINE_NAMES[found.engine]}, which `engine: auto` does not take, {found.label} "
-        "would fit (playbooks/plan.yml shows it)."
-    )
-
-
 def not_deployable(setting, value, known):
     name = ENGINE_NAMES.get(value, value)
     return (

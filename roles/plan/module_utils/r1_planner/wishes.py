@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from .catalogue import nearest
 from .units import PlanError, whole
@@ -11,8 +11,6 @@ from .weights import PRECISIONS
 ENGINES = ("auto", "ollama", "vllm", "llamacpp", "sglang")
 # What this version can put on a host. Plans for the others are made, deploys refused.
 DEPLOYABLE_ENGINES = ("llamacpp", "ollama", "vllm")
-# What `engine: auto` deploys; the others are for those who name them.
-AUTO_ENGINES = ("llamacpp", "ollama")
 RUNTIMES = ("auto", "compose", "native")
 DEPLOYABLE_RUNTIMES = ("native", "compose")
 GOALS = ("balanced", "latency", "throughput", "context")
@@ -56,6 +54,7 @@ class Wishes:
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     model_sources: tuple = ("modelscope", "huggingface")
+    engines_refused: dict = field(default_factory=dict)  # {engine: what its driver lacks}
     min_context: int = 0  # 0: by hardware, see fit_llama
     min_tokens_per_second: float = 8
     memory_reserve_mib: int = 1024
