@@ -39,6 +39,12 @@ BOOKWORM = {
 NVIDIAS = {
     name: ["590.44.01-1", "580.95.05-1", "570.86.15-1"] for name in ("nvidia-open", "cuda-drivers")
 } | HEADERS
+# What the role makes of its settings, and what apt and Python say of them: recorded on test hosts
+# with Debian 13, but for the names.
+REPOSITORIES = {
+    "nvidia_apt": {"set": "http://mirror", "url": "http://mirror/debian13/x86_64/", "key": "02AB"},
+    "nvidia_toolkit_apt": {"set": "http://box", "url": "http://box/stable/deb/amd64/", "key": "C9"},
+}
 PIN = "# nvidia_driver: distribution\nPackage: *nvidia*\nPin: version 535.309.01-*\n"
 THERE = dict.fromkeys(("nvidia-kernel-dkms", *LIBRARIES), NEWER) | {"nvidia-persistenced": "535"}
 
@@ -64,12 +70,13 @@ def decide(nvidia, rules):
             "pci": H100, "answers": False, "driver_version": None, "loaded": "", "library": "",
             "kernel": KERNEL, "running_kernel": KERNEL, "headers": False, "built": "",
             "booted_with_it": False, "secure_boot": False, "key_enrolled": False, "installed": {},
-            "offered": BOOKWORM, "pin": "",
+            "offered": BOOKWORM, "apt_said": {}, "pin": "", "toolkit": False,
         }  # fmt: skip
         wanted = {
             "driver": "distribution", "branch": "auto", "reboot_allowed": False,
             "system": "debian", "container": False, "engine": "ollama", "plan_hardware": {},
-            "load_tried": False, "package_changes": False,
+            "load_tried": False, "package_changes": False, "needs_toolkit": False,
+            "repositories": REPOSITORIES,
         }  # fmt: skip
         for name, value in changes.items():
             (seen if name in seen else wanted)[name] = value
@@ -116,6 +123,8 @@ def test_a_host_is_looked_at_before_apt_is_asked_and_only_then_decided(nvidia, r
     assert decide(offered=None)["asks"]
     assert not decide(**done())["asks"], "a host that is done costs no list of packages"
     assert decide(**done(headers=False))["asks"]
+    assert decide(**done(needs_toolkit=True))["asks"]
+    assert not decide(**done(needs_toolkit=True, toolkit=True))["asks"]
 
 
 @pytest.mark.parametrize(
@@ -229,10 +238,33 @@ REFUSALS = {
         " nvidia-kernel-dkms); fix: let apt-get update work on the host" + CPU,
     ),
     "NVIDIA's repository out of reach": (
-        {"driver": "nvidia", "offered": BOOKWORM},
-        "nvidia_driver: value nvidia finds no whole driver in its apt source (nvidia-open,"
-        " cuda-drivers); fix: let the host reach nvidia_apt_url, or name a mirror there with"
-        " nvidia_apt_key" + CPU,
+        {"driver": "nvidia", "offered": BOOKWORM, "apt_said": {"nvidia_apt": "KEY: refused"}},
+        "nvidia_apt_url: value http://mirror cannot be used on this host (KEY: refused); fix: let"
+        " the host reach it, or name a mirror of it, with its key in nvidia_apt_key" + CPU,
+    ),
+    "NVIDIA's repository without a driver": (
+        {"driver": "nvidia", "offered": BOOKWORM, "apt_said": {"nvidia_apt": ""}},
+        "nvidia_apt_url: value http://mirror has none of these packages at"
+        " http://mirror/debian13/x86_64/: nvidia-open, cuda-drivers; fix: let the host reach it, or"
+        " name a mirror of it, with its key in nvidia_apt_key" + CPU,
+    ),
+    "NVIDIA's repository of another key": (
+        {"driver": "nvidia", "offered": BOOKWORM, "apt_said": {"nvidia_apt": "is not signed."}},
+        "nvidia_apt_key: value 02AB has not signed what lies at http://mirror/debian13/x86_64/ (is"
+        " not signed.); fix: give the fingerprint of its key as its owner publishes it; where that"
+        " is right, the mirror was changed: set nvidia_apt_url to another one" + CPU,
+    ),
+    "no container toolkit for containers": (
+        {"needs_toolkit": True, "apt_said": {"nvidia_toolkit_apt": "GPGKEY: refused"}},
+        "nvidia_toolkit_apt_url: value http://box cannot be used on this host (GPGKEY: refused);"
+        " fix: let the host reach it, or name a mirror of it, with its key in"
+        " nvidia_toolkit_apt_key, or set runtime to native",
+    ),
+    "the same where the driver is there": (
+        done(needs_toolkit=True, answers=True, offered=BOOKWORM),
+        "nvidia_toolkit_apt_url: value http://box has none of these packages at"
+        " http://box/stable/deb/amd64/: nvidia-container-toolkit; fix: let the host reach it, or"
+        " name a mirror of it, with its key in nvidia_toolkit_apt_key, or set runtime to native",
     ),
     "a card that the planner does not know": (
         {"pci": NEW},
