@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
 
 DATA = Path(__file__).parent / "data"
 
@@ -39,8 +41,7 @@ BOOKWORM = {
 NVIDIAS = {
     name: ["590.44.01-1", "580.95.05-1", "570.86.15-1"] for name in ("nvidia-open", "cuda-drivers")
 } | HEADERS
-# What the role makes of its settings, and what apt and Python say of them: recorded on test hosts
-# with Debian 13, but for the names.
+# What the role makes of its settings; made by hand.
 REPOSITORIES = {
     "nvidia_apt": {"set": "http://mirror", "url": "http://mirror/debian13/x86_64/", "key": "02AB"},
     "nvidia_toolkit_apt": {"set": "http://box", "url": "http://box/stable/deb/amd64/", "key": "C9"},
@@ -489,12 +490,81 @@ def test_parts_of_the_distribution_are_added_where_they_are_missing(host, tmp_pa
     assert host.signed_by("/no/such.list:1") == ""
 
 
+# Recorded: what apt says of a repository, of Debian 12 and then of Debian 13.
+MIRROR = "http://172.18.0.1:42013"
+UNSIGNED = f"E: The repository '{MIRROR}  InRelease' is not signed.\n"
+APT_SAYS = {
+    "another key, 12": f"W: GPG error: {MIRROR}  InRelease: The following signatures couldn't be"
+    " verified because the public key is not available: GOODSIG 788804A416EF6521\n" + UNSIGNED,
+    "another key, 13": f"W: OpenPGP signature verification failed: {MIRROR}  InRelease: No good"
+    " signature from required signer: 02182E60104FCDC26EAE1B8597A5D4CB8793F200\n" + UNSIGNED,
+    "changed, 12": f"W: GPG error: {MIRROR}  InRelease: The following signatures were invalid:"
+    " BADSIG 881F1CB715BA4359 stand-in <nobody@example.org>\n" + UNSIGNED,
+    "changed, 13": f"W: OpenPGP signature verification failed: {MIRROR}  InRelease: Sub-process"
+    " /usr/bin/sqv returned an error code (1), error message is: Verifying signature:"
+    "            Message has been manipulated\n" + UNSIGNED,
+    "no repository": f"E: The repository '{MIRROR}  Release' does not have a Release file.\n",
+    "named twice": f"E: Conflicting values set for option Signed-By regarding source {MIRROR}/ /:"
+    " /etc/apt/keyrings/x.asc,B76E != /usr/share/keyrings/debian-archive-keyring.gpg\n"
+    "E: The list of sources could not be read.\n",
+}
+
+
+@pytest.mark.parametrize("case", APT_SAYS)
+def test_what_apt_complains_of(decide, host, case):
+    other = "W: Failed to fetch http://other/debian/InRelease  Temporary failure resolving\n"
+    said = host.complaints(other + APT_SAYS[case], f"{MIRROR}/")
+    assert "other" not in said and "  " not in said
+    setting = "nvidia_apt_url: value http://mirror cannot be used on this host ("
+    if APT_SAYS[case].endswith(UNSIGNED):
+        setting = "nvidia_apt_key: value 02AB has not signed what lies at "
+    (problem,) = decide(driver="nvidia", offered={}, apt_said={"nvidia_apt": said})["problems"]
+    assert problem.startswith(setting) and f"({said}); fix: " in problem
+    assert host.complaints(other, f"{MIRROR}/") == ""
+
+
+OLD_KEY = ("3bf863cc.pub", "EB693B3035CD5710E231E123A4B469963BF863CC")
+PLACES = {
+    "debian 12": ("debian12", *OLD_KEY),
+    "debian 13": ("debian13", "8793F200.pub", "02182E60104FCDC26EAE1B8597A5D4CB8793F200"),
+    "ubuntu 22.04": ("ubuntu2204", *OLD_KEY),
+    "ubuntu 24.04": ("ubuntu2404", *OLD_KEY),
+}
+
+
+@pytest.mark.parametrize("system", PLACES)
+def test_where_nvidia_s_repository_of_a_system_lies(repo, system):
+    """As NVIDIA publishes them, copied by hand: no machine of the tests reaches them."""
+    loader, known = DataLoader(), {}
+    for part in ("defaults", "vars"):
+        path = str(repo / f"roles/nvidia/{part}/main.yml")
+        known |= loader.load_from_file(path, trusted_as_template=True)
+    name, version = system.split()
+    known |= {
+        "inspect_result": {"os": {"id": name, "version": version}},
+        "nvidia_driver": "nvidia", "r1_manager": "compose",
+    }  # fmt: skip
+
+    def repository(**settings):
+        templar = Templar(loader, variables=known | settings)
+        return templar.template(known["__nvidia_repositories"])["nvidia_apt"]
+
+    folder, file, key = PLACES[system]
+    url = f"https://developer.download.nvidia.com/compute/cuda/repos/{folder}/x86_64/"
+    found = repository()
+    assert (found["url"], found["key_url"], found["key"]) == (url, url + file, key)
+    found = repository(nvidia_apt_url="http://mirror", nvidia_apt_key="AB" * 20)
+    assert found["key_url"] == f"http://mirror/{folder}/x86_64/{file}"
+    assert found["key"] == "AB" * 20
+
+
 def test_settings_that_are_refused_by_their_form(load_plugin):
     checks = load_plugin("roles/settings/action_plugins/check_settings.py")
     specs, _ = checks.load_roles(Path(__file__).resolve().parents[2] / "roles")
     for name, value, what in [
         ("nvidia_driver_branch", "newest", "is no branch of the driver"),
         ("nvidia_apt_key", "3bf863cc", "is no fingerprint"),
+        ("nvidia_apt_key", "automatic", "is no fingerprint"),
         ("nvidia_toolkit_apt_key", "", "is no fingerprint"),
         ("nvidia_apt_url", "mirror", "is not a URL"),
         ("nvidia_driver", "nouveau", "is not one of its choices"),
