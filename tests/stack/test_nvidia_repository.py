@@ -26,6 +26,17 @@ KEY_FILE = "8793F200.pub"  # NVIDIA's own name of it on Debian 13
 BOOT = "/proc/sys/kernel/random/boot_id"
 
 
+# STAND-IN of a Docker that runs, with a container beside this project's.
+DOCKER = """#!/bin/sh
+case "$*" in
+*json*) ;;
+"ps "*) echo deepseek-r1-redis-1; [ -e /run/no-shop ] || echo shop ;;
+*) echo 28.5.2 ;;
+esac
+"""
+DOCKER_UNIT = "[Service]\nExecStart=/usr/bin/sleep infinity\n"
+
+
 class DriverBox(GpuBox):
     """Deploys as far as driver, packages and folders: the rest is other tests' business."""
 
@@ -105,6 +116,14 @@ def test_refused_before_any_change(box):
 
 def test_what_would_be_done_is_told_and_not_done(box):
     box.machine.write(f"/lib/modules/{box.kernel}/build/Makefile", "")
+    named = f"deb [signed-by=/root/key.asc] {box.url}/cuda/debian13/x86_64 /\n"
+    box.machine.write("/root/key.asc", box.repositories.key.public)
+    box.machine.write("/etc/apt/sources.list.d/own.list", named)
+    run = box.deploy("check mode, where the host names the repository itself", "--check", "--diff")
+    assert run.changed and f"Would install: nvidia-open={RECORDED}-*" in words(run)
+    assert "+Components: contrib" in words(run) and "nvidia.asc" not in words(run)
+    box.machine.run("rm /etc/apt/sources.list.d/own.list /root/key.asc").ok()
+
     before = box.machine.listing(*PLACES)
     run = box.deploy("check mode", "--check", "--diff")
     assert run.changed
@@ -154,11 +173,24 @@ def test_containers_get_the_cards_described(box):
         " runtime to native",
     )
     box.describe(nvidia_toolkit_apt_url=f"{box.url}/toolkit")
+    box.machine.write("/usr/local/bin/docker", DOCKER, 0o755)
+    box.machine.write("/etc/systemd/system/docker.service", DOCKER_UNIT)
+    box.machine.run("systemctl daemon-reload && systemctl start docker").ok()
+    started = box.machine.run("systemctl show docker -p MainPID").ok().output
+    run = box.deploy("beside a container of somebody else")
+    assert run.result.rc
+    assert (
+        "runtime: value compose needs Docker to be started anew, since the container toolkit is new"
+        " here, and that stops shop for a moment; fix: on the host systemctl restart docker, then"
+        " deploy again; or set runtime to native"
+    ) in words(run)
+    box.machine.run("apt-get -qq purge nvidia-container-toolkit-base && touch /run/no-shop").ok()
     library = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
     box.machine.run(f"mv {library} /root/").ok()
     run = box.deploy("the card's library is gone")
     assert run.result.rc
     assert "runtime: value compose needs nvidia-ctk to describe the cards" in words(run)
+    assert box.machine.run("systemctl show docker -p MainPID").ok().output != started
     assert "ERROR_LIBRARY_NOT_FOUND" in words(run) and "or set runtime to native" in words(run)
     box.machine.run(f"mv /root/{Path(library).name} {library}").ok()
 
@@ -169,6 +201,7 @@ def test_containers_get_the_cards_described(box):
     assert "/dev/nvidia0" in json.dumps(described["devices"])
     assert box.infra.package("nvidia-container-toolkit").is_installed
     assert box.deploy("again").changed == 0
+    box.machine.run("systemctl stop docker && rm /usr/local/bin/docker").ok()
     box.describe(runtime="native")
 
 
