@@ -1,9 +1,10 @@
 """What is decided about a host's NVIDIA driver, a row for each decision; and how a host is read.
 
 No machine of the tests has a card. The report of nvidia-smi is a recording (see data/), the PCI
-numbers are those of the list pci.ids of 2025-06-09, and apt's answers have the versions that
-Debian offered in autumn 2026. All else is MADE BY HAND in the form that the programs give it:
-the lines of lspci and mokutil, /proc/driver/nvidia/version, kernels and states of hosts.
+numbers are those of the list pci.ids of 2025-06-09, what apt offers is what Debian's did in autumn
+2026, and its complaints were recorded on test hosts. All else is MADE BY HAND in the form that the
+programs give it: what Ubuntu and NVIDIA offer, the lines of lspci and mokutil,
+/proc/driver/nvidia/version, kernels and states of hosts. docs/drivers.md has the whole list.
 """
 
 import re
@@ -38,6 +39,18 @@ BOOKWORM = {
     "nvidia-persistenced": ["535.171.04-1~deb12u1"],
     **HEADERS,
 }
+# Debian 13 has one version, of both kinds of modules.
+DEBIAN13 = {
+    **{name: [TRIXIE] for name in ("nvidia-open-kernel-dkms", "nvidia-kernel-dkms", *LIBRARIES)},
+    "nvidia-persistenced": ["550.163.01-1"],
+    **HEADERS,
+}
+# Made by hand of the versions that packages.ubuntu.com names for Ubuntu 24.04.
+UBUNTU = {
+    f"nvidia-{name}": ["580.173.02-0ubuntu0.24.04.1"]
+    for name in ("headless-580-server-open", "headless-580-server", "utils-580-server")
+} | HEADERS
+# Made by hand.
 NVIDIAS = {
     name: ["590.44.01-1", "580.95.05-1", "570.86.15-1"] for name in ("nvidia-open", "cuda-drivers")
 } | HEADERS
@@ -142,6 +155,15 @@ def test_a_host_is_looked_at_before_apt_is_asked_and_only_then_decided(nvidia, r
         # Pascal: the last branch that has it. Beside a newer card the older one decides.
         ({"driver": "nvidia", "offered": NVIDIAS, "pci": P40}, "proprietary", "580.95.05"),
         ({"driver": "nvidia", "offered": NVIDIAS, "pci": P40 + H100}, "proprietary", "580.95.05"),
+        # Debian 13: before branch 560 the proprietary modules, though it has both.
+        ({"offered": DEBIAN13}, "proprietary", "550.163.01"),
+        ({"offered": DEBIAN13, "pci": P40}, "proprietary", "550.163.01"),
+        # Ubuntu: a branch is in the packages' names, and both kinds are there.
+        ({"system": "ubuntu", "offered": UBUNTU}, "open", "580.173.02"),
+        ({"system": "ubuntu", "offered": UBUNTU, "branch": "580"}, "open", "580.173.02"),
+        ({"system": "ubuntu", "offered": UBUNTU, "pci": RTX}, "open", "580.173.02"),
+        ({"system": "ubuntu", "offered": UBUNTU, "pci": P40}, "proprietary", "580.173.02"),
+        ({"system": "ubuntu", "driver": "nvidia", "offered": NVIDIAS}, "open", "590.44.01"),
         # A card of a virtual machine has no say.
         ({"driver": "nvidia", "offered": NVIDIAS, "pci": P40 + VFIO + H100}, "open", "590.44.01"),
     ],
@@ -162,12 +184,16 @@ def test_what_is_installed(decide, nvidia, rules):
     # Headers of the kernels to come, where the kernels to come are installed.
     later = decide(installed={"linux-image-amd64": "6.1.192-2"}, headers=True)
     assert later["packages"][-1] == "linux-headers-amd64"
-    names = ("headless-580-server-open", "headless-580-server", "utils-580-server")
-    offered = {f"nvidia-{name}": ["580.95.05-0ubuntu0.24.04.1"] for name in names}
-    ubuntu = decide(system="ubuntu", headers=True, offered=offered)
+    ubuntu = decide(system="ubuntu", headers=True, offered=UBUNTU)
     assert ubuntu["packages"] == [
-        "nvidia-headless-580-server-open=580.95.05-*", "nvidia-utils-580-server=580.95.05-*"
+        "nvidia-headless-580-server-open=580.173.02-*", "nvidia-utils-580-server=580.173.02-*"
     ]  # fmt: skip
+    own = decide(driver="nvidia", headers=True, offered=NVIDIAS)
+    assert own["packages"] == ["nvidia-open=590.44.01-*", "nvidia-persistenced"]
+    own = decide(driver="nvidia", headers=True, offered=NVIDIAS, pci=P40)
+    assert own["packages"] == ["cuda-drivers=580.95.05-*", "nvidia-persistenced"]
+    own = decide(driver="nvidia", headers=True, offered=NVIDIAS, system="ubuntu")
+    assert own["packages"] == ["nvidia-open=590.44.01-*"]
     for kernel, flavour in {
         "6.1.0-56-cloud-amd64": "cloud-amd64", "6.12.107+deb13-amd64": "amd64",
         "6.8.0-1020-aws": "aws", "6.1.0-0.deb11.13-amd64": "amd64", "5.10.0": "",
@@ -214,6 +240,17 @@ REFUSALS = {
         {"pci": RTX},
         f"nvidia_driver: value distribution offers 535.261.03, 535.309.01, but {BLACKWELL} needs"
         " branch 570 or newer; fix: set nvidia_driver to nvidia" + CPU,
+    ),
+    "a card that is too new for Debian 13": (
+        {"pci": RTX, "offered": DEBIAN13},
+        f"nvidia_driver: value distribution offers 550.163.01, but {BLACKWELL} needs branch 570 or"
+        " newer; fix: set nvidia_driver to nvidia" + CPU,
+    ),
+    "a branch that Ubuntu has no packages of": (
+        {"system": "ubuntu", "offered": {}, "branch": "599"},
+        "nvidia_driver_branch: value 599 finds no whole driver in its apt source"
+        " (nvidia-headless-599-server-open, nvidia-utils-599-server, nvidia-headless-599-server);"
+        " fix: give another one, or auto, or let apt-get update work on the host" + CPU,
     ),
     "a branch that is too old for the card": (
         {"driver": "nvidia", "pci": RTX, "branch": "550",
@@ -353,6 +390,16 @@ REFUSALS = {
 def test_refusals(decide, case):
     changes, text = REFUSALS[case]
     assert decide(**changes)["problems"] == [text]
+
+
+def test_the_page_of_decisions_names_what_there_is(repo):
+    page = (repo / "docs/drivers.md").read_text(encoding="utf-8")
+    files = ("unit/test_nvidia.py", "stack/test_nvidia.py", "stack/test_nvidia_repository.py")
+    code = "".join((repo / "tests" / file).read_text(encoding="utf-8") for file in files)
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named <= set(re.findall(r"^def (test_\w+)", code, re.MULTILINE))
+    cells = {cell.strip() for cell in re.split(r"[|;:()\n]", page)}
+    assert set(REFUSALS) <= cells
 
 
 def test_all_refusals_come_at_once(decide):

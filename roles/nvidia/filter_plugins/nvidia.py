@@ -145,7 +145,7 @@ def repository_problem(name, packages, seen, wanted, instead=INSTEAD) -> str:
 
 def no_choice(seen, wanted, names, cards) -> str:
     """Why no offered version will do."""
-    offered = seen["offered"]
+    offered, wish = seen["offered"], wanted["branch"]
     of_kind = {modules: common(offered, names[modules]) for modules in ("open", "proprietary")}
     versions = sorted(set.union(*of_kind.values()), key=numbers)
     if not versions:
@@ -153,10 +153,12 @@ def no_choice(seen, wanted, names, cards) -> str:
         if wanted["driver"] == "nvidia":
             return repository_problem("nvidia_apt", packages, seen, wanted)
         what = f"finds no whole driver in its apt source ({', '.join(packages)})"
-        return problem(
-            "nvidia_driver", wanted["driver"], what, "let apt-get update work on the host"
-        )
-    wish, told = wanted["branch"], ", ".join(versions)
+        fix = "let apt-get update work on the host"
+        if wish != "auto" and any(str(branch(wish)) in name for name in packages):
+            fix = f"give another one, or auto, or {fix}"
+            return problem("nvidia_driver_branch", wish, what, fix)
+        return problem("nvidia_driver", wanted["driver"], what, fix)
+    told = ", ".join(versions)
     versions = [version for version in versions if matches(version, wish)]
     if not versions:
         held = next((card for card in cards if branch(wish) > card["kind"].get("last", 9999)), None)
