@@ -38,12 +38,12 @@ DOCKER_UNIT = "[Service]\nExecStart=/usr/bin/sleep infinity\n"
 
 
 class DriverBox(GpuBox):
-    """Deploys as far as driver, packages and folders: the rest is other tests' business."""
+    """Deploys as far as the driver: the rest of a deploy is other tests' business."""
 
     def cut(self):
         play = yaml.safe_load((self.folder / "deploy.yml").read_text())
         names = [task["name"] for task in play[0]["tasks"]]
-        del play[0]["tasks"][names.index("Packages, users, folders") + 1 :]
+        del play[0]["tasks"][names.index("NVIDIA driver") + 1 :]
         (self.folder / "driver.yml").write_text(yaml.safe_dump(play, sort_keys=False))
 
     def deploy(self, title, *args, **options):
@@ -225,7 +225,7 @@ def test_another_branch_reboots_once_and_only_when_it_may(box):
     assert box.infra.service("nvidia-persistenced").is_running
     assert f"Pin: version {NEWER}-*" in box.machine.read(HOLD)
     boot = box.machine.read(BOOT)
-    again = box.deploy("again")  # the reboot took nothing that was made before
+    again = box.deploy("again")
     assert again.changed == 0, again.changes()
     assert box.machine.read(BOOT) == boot
 

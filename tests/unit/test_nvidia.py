@@ -402,6 +402,13 @@ def test_the_page_of_decisions_names_what_there_is(repo):
     assert set(REFUSALS) <= cells
 
 
+def test_a_reboot_comes_before_what_it_would_take_away(repo):
+    """The role host makes folders in /run, and nginx is tested against them."""
+    (play,) = yaml.safe_load((repo / "deploy.yml").read_text(encoding="utf-8"))
+    roles = [task.get("ansible.builtin.import_role", {}) for task in play["tasks"]]
+    assert roles.index({"name": "nvidia"}) < roles.index({"name": "host"})
+
+
 def test_all_refusals_come_at_once(decide):
     found = decide(secure_boot=True, offered=dict(BOOKWORM) | {f"linux-headers-{KERNEL}": []},
                    pci=NEW + NOUVEAU, engine="vllm")  # fmt: skip
