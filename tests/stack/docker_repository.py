@@ -4,12 +4,10 @@ Its packages are Debian's under the names that Docker's have. The repository is 
 by a key of its own.
 """
 
-import gzip
-import hashlib
 import re
-import subprocess
 from pathlib import Path
 
+import apt_repository
 from hosts.shell import run
 
 PACKAGES = {
@@ -31,42 +29,23 @@ def make(folder: Path, host, system: str, codename: str) -> str:
     ).ok()
     run("docker", "cp", f"{host.name}:/srv/debs", folder / "debs")
     host.run("rm -r /srv/debs").ok()
-    home = folder / "gnupg"
-    home.mkdir(mode=0o700)
-    gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--yes", "--pinentry-mode=loopback",
-           "--passphrase", ""]  # fmt: skip
-    run(*gpg, "--quick-generate-key", "stand-in <nobody@example.org>", "rsa3072", "sign", "never")
-    listed = run(*gpg, "--with-colons", "--list-keys").splitlines()
-    fingerprint = next(line.split(":")[9] for line in listed if line.startswith("fpr:"))
+    key = apt_repository.Key(folder / "gnupg")
 
     root = folder / system
-    (root / "pool").mkdir(parents=True)
-    suite = root / "dists" / codename
-    index = suite / "stable/binary-amd64"
-    index.mkdir(parents=True)
-    (root / "gpg").write_text(run(*gpg, "--armor", "--export", fingerprint))
-    packages = "".join(
+    files = [
         package(root, name, next((folder / "debs").glob(f"{original}_*.deb")))
         for name, original in PACKAGES.items()
-    )
-    (index / "Packages").write_text(packages)
-    (index / "Packages.gz").write_bytes(gzip.compress(packages.encode()))
-    sums = "".join(
-        f" {sha256(file)} {file.stat().st_size} {file.relative_to(suite)}\n"
-        for file in (index / "Packages", index / "Packages.gz")
-    )
-    (suite / "Release").write_text(
-        f"Origin: Stand-in\nSuite: {codename}\nCodename: {codename}\nArchitectures: amd64\n"
-        f"Components: stable\nDate: Sat, 01 Jun 2024 00:00:00 UTC\nSHA256:\n{sums}"
-    )
-    run(*gpg, "--clearsign", "--output", suite / "InRelease", suite / "Release")
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False)
-    return fingerprint
+    ]
+    (root / "gpg").write_text(key.public)
+    suite = root / "dists" / codename
+    head = f"Origin: Stand-in\nSuite: {codename}\nCodename: {codename}\nComponents: stable"
+    apt_repository.publish(suite, suite / "stable/binary-amd64", root, files, key, head)
+    return key.fingerprint
 
 
-def package(root: Path, name: str, original: Path) -> str:
-    """Build it; return its paragraph of the index."""
+def package(root: Path, name: str, original: Path) -> Path:
     tree = root / f"tree-{name}"
+    tree.parent.mkdir(exist_ok=True)
     run("dpkg-deb", "--raw-extract", original, tree)
     control = (tree / "DEBIAN/control").read_text()
     control = re.sub(r"^(Conflicts|Replaces|Breaks|Recommends|Suggests):.*\n", "", control,
@@ -75,12 +54,5 @@ def package(root: Path, name: str, original: Path) -> str:
         control = re.sub(rf"(?<=[ ,]){re.escape(theirs)}(?=[ ,\n])", ours, control)
     (tree / "DEBIAN/control").write_text(control)
     file = root / f"pool/{name}.deb"
-    run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, file)
-    return (
-        f"{control}Filename: pool/{file.name}\nSize: {file.stat().st_size}\n"
-        f"SHA256: {sha256(file)}\n\n"
-    )
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    apt_repository.build(tree, file)
+    return file

@@ -3,17 +3,15 @@
 test_runtimes has the whole life of a deployment in containers, test_killed_deploys the kills.
 """
 
-import functools
-import http.server
 import json
-import threading
 import time
 from pathlib import Path
 
+import apt_repository
 import docker_repository
 import public_images
 import pytest
-from hosts import image, network, registry
+from hosts import image, registry
 from hosts.remote import Remote
 from hosts.shell import say
 from remote import RemoteBox
@@ -266,21 +264,13 @@ def test_images_are_pulled_once_and_held(public, tmp_path):
         public_images.redis("library/redis:7.2.11-bookworm")
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def serve(tmp_path):
     """URL of a folder that test hosts can fetch from, and the folder."""
     folder = tmp_path / "served"
     folder.mkdir()
-    handler = functools.partial(Quiet, directory=folder)
-    with http.server.ThreadingHTTPServer((network.gateway(), 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{network.gateway()}:{server.server_port}", folder
-        server.shutdown()
+    with apt_repository.served(folder) as url:
+        yield url, folder
 
 
 def test_docker_from_its_own_repository(serve, public, tmp_path):

@@ -1,9 +1,10 @@
 """What is decided about a host's NVIDIA driver, a row for each decision; and how a host is read.
 
 No machine of the tests has a card. The report of nvidia-smi is a recording (see data/), the PCI
-numbers are those of the list pci.ids of 2025-06-09, and apt's answers have the versions that
-Debian offered in autumn 2026. All else is MADE BY HAND in the form that the programs give it:
-the lines of lspci and mokutil, /proc/driver/nvidia/version, kernels and states of hosts.
+numbers are those of the list pci.ids of 2025-06-09, what apt offers is what Debian's did in autumn
+2026, and its complaints were recorded on test hosts. All else is MADE BY HAND in the form that the
+programs give it: what Ubuntu and NVIDIA offer, the lines of lspci and mokutil,
+/proc/driver/nvidia/version, kernels and states of hosts. docs/drivers.md has the whole list.
 """
 
 import re
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
 
 DATA = Path(__file__).parent / "data"
 
@@ -36,9 +39,26 @@ BOOKWORM = {
     "nvidia-persistenced": ["535.171.04-1~deb12u1"],
     **HEADERS,
 }
+# Debian 13 has one version, of both kinds of modules.
+DEBIAN13 = {
+    **{name: [TRIXIE] for name in ("nvidia-open-kernel-dkms", "nvidia-kernel-dkms", *LIBRARIES)},
+    "nvidia-persistenced": ["550.163.01-1"],
+    **HEADERS,
+}
+# Made by hand of the versions that packages.ubuntu.com names for Ubuntu 24.04.
+UBUNTU = {
+    f"nvidia-{name}": ["580.173.02-0ubuntu0.24.04.1"]
+    for name in ("headless-580-server-open", "headless-580-server", "utils-580-server")
+} | HEADERS
+# Made by hand.
 NVIDIAS = {
     name: ["590.44.01-1", "580.95.05-1", "570.86.15-1"] for name in ("nvidia-open", "cuda-drivers")
 } | HEADERS
+# What the role makes of its settings; made by hand.
+REPOSITORIES = {
+    "nvidia_apt": {"set": "http://mirror", "url": "http://mirror/debian13/x86_64/", "key": "02AB"},
+    "nvidia_toolkit_apt": {"set": "http://box", "url": "http://box/stable/deb/amd64/", "key": "C9"},
+}
 PIN = "# nvidia_driver: distribution\nPackage: *nvidia*\nPin: version 535.309.01-*\n"
 THERE = dict.fromkeys(("nvidia-kernel-dkms", *LIBRARIES), NEWER) | {"nvidia-persistenced": "535"}
 
@@ -64,12 +84,13 @@ def decide(nvidia, rules):
             "pci": H100, "answers": False, "driver_version": None, "loaded": "", "library": "",
             "kernel": KERNEL, "running_kernel": KERNEL, "headers": False, "built": "",
             "booted_with_it": False, "secure_boot": False, "key_enrolled": False, "installed": {},
-            "offered": BOOKWORM, "pin": "",
+            "offered": BOOKWORM, "apt_said": {}, "pin": "", "toolkit": False,
         }  # fmt: skip
         wanted = {
             "driver": "distribution", "branch": "auto", "reboot_allowed": False,
             "system": "debian", "container": False, "engine": "ollama", "plan_hardware": {},
-            "load_tried": False, "package_changes": False,
+            "load_tried": False, "package_changes": False, "needs_toolkit": False,
+            "repositories": REPOSITORIES,
         }  # fmt: skip
         for name, value in changes.items():
             (seen if name in seen else wanted)[name] = value
@@ -116,6 +137,8 @@ def test_a_host_is_looked_at_before_apt_is_asked_and_only_then_decided(nvidia, r
     assert decide(offered=None)["asks"]
     assert not decide(**done())["asks"], "a host that is done costs no list of packages"
     assert decide(**done(headers=False))["asks"]
+    assert decide(**done(needs_toolkit=True))["asks"]
+    assert not decide(**done(needs_toolkit=True, toolkit=True))["asks"]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +155,15 @@ def test_a_host_is_looked_at_before_apt_is_asked_and_only_then_decided(nvidia, r
         # Pascal: the last branch that has it. Beside a newer card the older one decides.
         ({"driver": "nvidia", "offered": NVIDIAS, "pci": P40}, "proprietary", "580.95.05"),
         ({"driver": "nvidia", "offered": NVIDIAS, "pci": P40 + H100}, "proprietary", "580.95.05"),
+        # Debian 13: before branch 560 the proprietary modules, though it has both.
+        ({"offered": DEBIAN13}, "proprietary", "550.163.01"),
+        ({"offered": DEBIAN13, "pci": P40}, "proprietary", "550.163.01"),
+        # Ubuntu: a branch is in the packages' names, and both kinds are there.
+        ({"system": "ubuntu", "offered": UBUNTU}, "open", "580.173.02"),
+        ({"system": "ubuntu", "offered": UBUNTU, "branch": "580"}, "open", "580.173.02"),
+        ({"system": "ubuntu", "offered": UBUNTU, "pci": RTX}, "open", "580.173.02"),
+        ({"system": "ubuntu", "offered": UBUNTU, "pci": P40}, "proprietary", "580.173.02"),
+        ({"system": "ubuntu", "driver": "nvidia", "offered": NVIDIAS}, "open", "590.44.01"),
         # A card of a virtual machine has no say.
         ({"driver": "nvidia", "offered": NVIDIAS, "pci": P40 + VFIO + H100}, "open", "590.44.01"),
     ],
@@ -152,12 +184,16 @@ def test_what_is_installed(decide, nvidia, rules):
     # Headers of the kernels to come, where the kernels to come are installed.
     later = decide(installed={"linux-image-amd64": "6.1.192-2"}, headers=True)
     assert later["packages"][-1] == "linux-headers-amd64"
-    names = ("headless-580-server-open", "headless-580-server", "utils-580-server")
-    offered = {f"nvidia-{name}": ["580.95.05-0ubuntu0.24.04.1"] for name in names}
-    ubuntu = decide(system="ubuntu", headers=True, offered=offered)
+    ubuntu = decide(system="ubuntu", headers=True, offered=UBUNTU)
     assert ubuntu["packages"] == [
-        "nvidia-headless-580-server-open=580.95.05-*", "nvidia-utils-580-server=580.95.05-*"
+        "nvidia-headless-580-server-open=580.173.02-*", "nvidia-utils-580-server=580.173.02-*"
     ]  # fmt: skip
+    own = decide(driver="nvidia", headers=True, offered=NVIDIAS)
+    assert own["packages"] == ["nvidia-open=590.44.01-*", "nvidia-persistenced"]
+    own = decide(driver="nvidia", headers=True, offered=NVIDIAS, pci=P40)
+    assert own["packages"] == ["cuda-drivers=580.95.05-*", "nvidia-persistenced"]
+    own = decide(driver="nvidia", headers=True, offered=NVIDIAS, system="ubuntu")
+    assert own["packages"] == ["nvidia-open=590.44.01-*"]
     for kernel, flavour in {
         "6.1.0-56-cloud-amd64": "cloud-amd64", "6.12.107+deb13-amd64": "amd64",
         "6.8.0-1020-aws": "aws", "6.1.0-0.deb11.13-amd64": "amd64", "5.10.0": "",
@@ -205,6 +241,17 @@ REFUSALS = {
         f"nvidia_driver: value distribution offers 535.261.03, 535.309.01, but {BLACKWELL} needs"
         " branch 570 or newer; fix: set nvidia_driver to nvidia" + CPU,
     ),
+    "a card that is too new for Debian 13": (
+        {"pci": RTX, "offered": DEBIAN13},
+        f"nvidia_driver: value distribution offers 550.163.01, but {BLACKWELL} needs branch 570 or"
+        " newer; fix: set nvidia_driver to nvidia" + CPU,
+    ),
+    "a branch that Ubuntu has no packages of": (
+        {"system": "ubuntu", "offered": {}, "branch": "599"},
+        "nvidia_driver_branch: value 599 finds no whole driver in its apt source"
+        " (nvidia-headless-599-server-open, nvidia-utils-599-server, nvidia-headless-599-server);"
+        " fix: give another one, or auto, or let apt-get update work on the host" + CPU,
+    ),
     "a branch that is too old for the card": (
         {"driver": "nvidia", "pci": RTX, "branch": "550",
          "offered": {name: ["570.86.15-1", TRIXIE] for name in ("nvidia-open", "cuda-drivers")}},
@@ -229,10 +276,33 @@ REFUSALS = {
         " nvidia-kernel-dkms); fix: let apt-get update work on the host" + CPU,
     ),
     "NVIDIA's repository out of reach": (
-        {"driver": "nvidia", "offered": BOOKWORM},
-        "nvidia_driver: value nvidia finds no whole driver in its apt source (nvidia-open,"
-        " cuda-drivers); fix: let the host reach nvidia_apt_url, or name a mirror there with"
-        " nvidia_apt_key" + CPU,
+        {"driver": "nvidia", "offered": BOOKWORM, "apt_said": {"nvidia_apt": "KEY: refused"}},
+        "nvidia_apt_url: value http://mirror cannot be used on this host (KEY: refused); fix: let"
+        " the host reach it, or name a mirror of it, with its key in nvidia_apt_key" + CPU,
+    ),
+    "NVIDIA's repository without a driver": (
+        {"driver": "nvidia", "offered": BOOKWORM, "apt_said": {"nvidia_apt": ""}},
+        "nvidia_apt_url: value http://mirror has none of these packages at"
+        " http://mirror/debian13/x86_64/: nvidia-open, cuda-drivers; fix: let the host reach it, or"
+        " name a mirror of it, with its key in nvidia_apt_key" + CPU,
+    ),
+    "NVIDIA's repository of another key": (
+        {"driver": "nvidia", "offered": BOOKWORM, "apt_said": {"nvidia_apt": "is not signed."}},
+        "nvidia_apt_key: value 02AB has not signed what lies at http://mirror/debian13/x86_64/ (is"
+        " not signed.); fix: give the fingerprint of its key as its owner publishes it; where that"
+        " is right, the mirror was changed: set nvidia_apt_url to another one" + CPU,
+    ),
+    "no container toolkit for containers": (
+        {"needs_toolkit": True, "apt_said": {"nvidia_toolkit_apt": "GPGKEY: refused"}},
+        "nvidia_toolkit_apt_url: value http://box cannot be used on this host (GPGKEY: refused);"
+        " fix: let the host reach it, or name a mirror of it, with its key in"
+        " nvidia_toolkit_apt_key, or set runtime to native",
+    ),
+    "the same where the driver is there": (
+        done(needs_toolkit=True, answers=True, offered=BOOKWORM),
+        "nvidia_toolkit_apt_url: value http://box has none of these packages at"
+        " http://box/stable/deb/amd64/: nvidia-container-toolkit; fix: let the host reach it, or"
+        " name a mirror of it, with its key in nvidia_toolkit_apt_key, or set runtime to native",
     ),
     "a card that the planner does not know": (
         {"pci": NEW},
@@ -320,6 +390,23 @@ REFUSALS = {
 def test_refusals(decide, case):
     changes, text = REFUSALS[case]
     assert decide(**changes)["problems"] == [text]
+
+
+def test_the_page_of_decisions_names_what_there_is(repo):
+    page = (repo / "docs/drivers.md").read_text(encoding="utf-8")
+    files = ("unit/test_nvidia.py", "stack/test_nvidia.py", "stack/test_nvidia_repository.py")
+    code = "".join((repo / "tests" / file).read_text(encoding="utf-8") for file in files)
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named <= set(re.findall(r"^def (test_\w+)", code, re.MULTILINE))
+    cells = {cell.strip() for cell in re.split(r"[|;:()\n]", page)}
+    assert set(REFUSALS) <= cells
+
+
+def test_a_reboot_comes_before_what_it_would_take_away(repo):
+    """The role host makes folders in /run, and nginx is tested against them."""
+    (play,) = yaml.safe_load((repo / "deploy.yml").read_text(encoding="utf-8"))
+    roles = [task.get("ansible.builtin.import_role", {}) for task in play["tasks"]]
+    assert roles.index({"name": "nvidia"}) < roles.index({"name": "host"})
 
 
 def test_all_refusals_come_at_once(decide):
@@ -457,12 +544,81 @@ def test_parts_of_the_distribution_are_added_where_they_are_missing(host, tmp_pa
     assert host.signed_by("/no/such.list:1") == ""
 
 
+# Recorded: what apt says of a repository, of Debian 12 and then of Debian 13.
+MIRROR = "http://172.18.0.1:42013"
+UNSIGNED = f"E: The repository '{MIRROR}  InRelease' is not signed.\n"
+APT_SAYS = {
+    "another key, 12": f"W: GPG error: {MIRROR}  InRelease: The following signatures couldn't be"
+    " verified because the public key is not available: GOODSIG 788804A416EF6521\n" + UNSIGNED,
+    "another key, 13": f"W: OpenPGP signature verification failed: {MIRROR}  InRelease: No good"
+    " signature from required signer: 02182E60104FCDC26EAE1B8597A5D4CB8793F200\n" + UNSIGNED,
+    "changed, 12": f"W: GPG error: {MIRROR}  InRelease: The following signatures were invalid:"
+    " BADSIG 881F1CB715BA4359 stand-in <nobody@example.org>\n" + UNSIGNED,
+    "changed, 13": f"W: OpenPGP signature verification failed: {MIRROR}  InRelease: Sub-process"
+    " /usr/bin/sqv returned an error code (1), error message is: Verifying signature:"
+    "            Message has been manipulated\n" + UNSIGNED,
+    "no repository": f"E: The repository '{MIRROR}  Release' does not have a Release file.\n",
+    "named twice": f"E: Conflicting values set for option Signed-By regarding source {MIRROR}/ /:"
+    " /etc/apt/keyrings/x.asc,B76E != /usr/share/keyrings/debian-archive-keyring.gpg\n"
+    "E: The list of sources could not be read.\n",
+}
+
+
+@pytest.mark.parametrize("case", APT_SAYS)
+def test_what_apt_complains_of(decide, host, case):
+    other = "W: Failed to fetch http://other/debian/InRelease  Temporary failure resolving\n"
+    said = host.complaints(other + APT_SAYS[case], f"{MIRROR}/")
+    assert "other" not in said and "  " not in said
+    setting = "nvidia_apt_url: value http://mirror cannot be used on this host ("
+    if APT_SAYS[case].endswith(UNSIGNED):
+        setting = "nvidia_apt_key: value 02AB has not signed what lies at "
+    (problem,) = decide(driver="nvidia", offered={}, apt_said={"nvidia_apt": said})["problems"]
+    assert problem.startswith(setting) and f"({said}); fix: " in problem
+    assert host.complaints(other, f"{MIRROR}/") == ""
+
+
+OLD_KEY = ("3bf863cc.pub", "EB693B3035CD5710E231E123A4B469963BF863CC")
+PLACES = {
+    "debian 12": ("debian12", *OLD_KEY),
+    "debian 13": ("debian13", "8793F200.pub", "02182E60104FCDC26EAE1B8597A5D4CB8793F200"),
+    "ubuntu 22.04": ("ubuntu2204", *OLD_KEY),
+    "ubuntu 24.04": ("ubuntu2404", *OLD_KEY),
+}
+
+
+@pytest.mark.parametrize("system", PLACES)
+def test_where_nvidia_s_repository_of_a_system_lies(repo, system):
+    """As NVIDIA publishes them, copied by hand: no machine of the tests reaches them."""
+    loader, known = DataLoader(), {}
+    for part in ("defaults", "vars"):
+        path = str(repo / f"roles/nvidia/{part}/main.yml")
+        known |= loader.load_from_file(path, trusted_as_template=True)
+    name, version = system.split()
+    known |= {
+        "inspect_result": {"os": {"id": name, "version": version}},
+        "nvidia_driver": "nvidia", "r1_manager": "compose",
+    }  # fmt: skip
+
+    def repository(**settings):
+        templar = Templar(loader, variables=known | settings)
+        return templar.template(known["__nvidia_repositories"])["nvidia_apt"]
+
+    folder, file, key = PLACES[system]
+    url = f"https://developer.download.nvidia.com/compute/cuda/repos/{folder}/x86_64/"
+    found = repository()
+    assert (found["url"], found["key_url"], found["key"]) == (url, url + file, key)
+    found = repository(nvidia_apt_url="http://mirror", nvidia_apt_key="AB" * 20)
+    assert found["key_url"] == f"http://mirror/{folder}/x86_64/{file}"
+    assert found["key"] == "AB" * 20
+
+
 def test_settings_that_are_refused_by_their_form(load_plugin):
     checks = load_plugin("roles/settings/action_plugins/check_settings.py")
     specs, _ = checks.load_roles(Path(__file__).resolve().parents[2] / "roles")
     for name, value, what in [
         ("nvidia_driver_branch", "newest", "is no branch of the driver"),
         ("nvidia_apt_key", "3bf863cc", "is no fingerprint"),
+        ("nvidia_apt_key", "automatic", "is no fingerprint"),
         ("nvidia_toolkit_apt_key", "", "is no fingerprint"),
         ("nvidia_apt_url", "mirror", "is not a URL"),
         ("nvidia_driver", "nouveau", "is not one of its choices"),

@@ -9,6 +9,7 @@ import re
 
 CARD = re.compile(r"^(\S+) .*\[(030[02])\]: .*\[10de:([0-9a-f]{4})\]")
 IN_USE = re.compile(r"^\s+Kernel driver in use: (\S+)")
+TOOLKIT = "nvidia-container-toolkit"
 INSTEAD = ", or set nvidia_driver to none to serve from the CPU"
 
 
@@ -125,18 +126,39 @@ def choose(offered, wanted, names, cards, rules) -> tuple[str, str]:
     return max(found)[2:] if found else ("", "")
 
 
-def no_choice(offered, wanted, names, cards) -> str:
+def repository_problem(name, packages, seen, wanted, instead=INSTEAD) -> str:
+    """Why a repository of NVIDIA's gives no packages: its signature, or whatever apt says."""
+    one, said = wanted["repositories"][name], seen["apt_said"].get(name, "")
+    if re.search(r"signed|signature", said):
+        what = f"has not signed what lies at {one['url']} ({said})"
+        fix = (
+            "give the fingerprint of its key as its owner publishes it; where that is right, the"
+            f" mirror was changed: set {name}_url to another one"
+        )
+        return problem(f"{name}_key", one["key"], what, fix, instead)
+    what = f"cannot be used on this host ({said})"
+    if not said:
+        what = f"has none of these packages at {one['url']}: {', '.join(packages)}"
+    fix = f"let the host reach it, or name a mirror of it, with its key in {name}_key"
+    return problem(f"{name}_url", one["set"], what, fix, instead)
+
+
+def no_choice(seen, wanted, names, cards) -> str:
     """Why no offered version will do."""
+    offered, wish = seen["offered"], wanted["branch"]
     of_kind = {modules: common(offered, names[modules]) for modules in ("open", "proprietary")}
     versions = sorted(set.union(*of_kind.values()), key=numbers)
     if not versions:
-        fix = "let apt-get update work on the host"
+        packages = dict.fromkeys([*names["open"], *names["proprietary"]])
         if wanted["driver"] == "nvidia":
-            fix = "let the host reach nvidia_apt_url, or name a mirror there with nvidia_apt_key"
-        packages = ", ".join(dict.fromkeys([*names["open"], *names["proprietary"]]))
-        what = f"finds no whole driver in its apt source ({packages})"
+            return repository_problem("nvidia_apt", packages, seen, wanted)
+        what = f"finds no whole driver in its apt source ({', '.join(packages)})"
+        fix = "let apt-get update work on the host"
+        if wish != "auto" and any(str(branch(wish)) in name for name in packages):
+            fix = f"give another one, or auto, or {fix}"
+            return problem("nvidia_driver_branch", wish, what, fix)
         return problem("nvidia_driver", wanted["driver"], what, fix)
-    wish, told = wanted["branch"], ", ".join(versions)
+    told = ", ".join(versions)
     versions = [version for version in versions if matches(version, wish)]
     if not versions:
         held = next((card for card in cards if branch(wish) > card["kind"].get("last", 9999)), None)
@@ -188,6 +210,18 @@ def engine_problem(refused, version, ours, wanted, rules) -> list[str]:
     if "ollama" not in refused:
         fixes.append("set engine to ollama")
     return [problem("engine", engine, refused[engine], ", or ".join(fixes), "")]
+
+
+def toolkit_problems(seen, wanted) -> list[str]:
+    """Containers need the container toolkit, which only its own repository has."""
+    if not lacks_toolkit(seen, wanted) or seen["offered"].get(TOOLKIT):
+        return []
+    instead = ", or set runtime to native"
+    return [repository_problem("nvidia_toolkit_apt", [TOOLKIT], seen, wanted, instead)]
+
+
+def lacks_toolkit(seen, wanted) -> bool:
+    return wanted["needs_toolkit"] and not seen["toolkit"]
 
 
 def trust_problems(seen) -> list[str]:
@@ -314,11 +348,13 @@ def nvidia_decision(seen, wanted, rules) -> dict:
         return decision | foreign_driver(seen, cards, wanted)
 
     names, there = package_names(wanted, rules), installed(seen, wanted, rules)
-    if seen["offered"] is None and not (there and seen["headers"]):
+    if seen["offered"] is None and (
+        not there or not seen["headers"] or lacks_toolkit(seen, wanted)
+    ):
         return decision | {"asks": True}
     modules, version = there or choose(seen["offered"], wanted, names, cards, rules)
     if not version:
-        decision["problems"] = [no_choice(seen["offered"], wanted, names, cards)]
+        decision["problems"] = [no_choice(seen, wanted, names, cards)]
         return decision
     decision |= {"modules": modules, "version": version}
     decision["reasons"] = [
@@ -334,7 +370,10 @@ def nvidia_decision(seen, wanted, rules) -> dict:
     if f"linux-image-{flavour}" in have and f"linux-headers-{flavour}" not in have:
         missing.append(f"linux-headers-{flavour}")  # those of later kernels, too
     decision["engines_refused"] = engines_refused(version, True, wanted, rules)
-    fit = engine_problem(decision["engines_refused"], version, True, wanted, rules)
+    fit = [
+        *engine_problem(decision["engines_refused"], version, True, wanted, rules),
+        *toolkit_problems(seen, wanted),
+    ]
     if seen["answers"] and not missing:
         return decision | {"problems": fit}
     decision["packages"] = missing
@@ -392,7 +431,7 @@ def settle(needs, wanted) -> dict:
 def nvidia_candidates(wanted, rules) -> list[str]:
     """Every package of a driver that a decision may speak of."""
     names = [name for kind in package_names(wanted, rules).values() for name in kind]
-    return sorted(set(names))
+    return sorted({*names, TOOLKIT})
 
 
 class FilterModule:

@@ -43,22 +43,23 @@ options:
     type: list
     elements: str
     default: []
-  sources:
-    description: Another repository that is to be asked, in apt's deb822 form.
-    type: str
-    default: ""
-  sources_file:
-    description: File of this project's own source, which apt is asked without.
+  components_file:
+    description: File that is to name them to apt.
     type: path
     default: ""
-  keyring:
-    description: File of its key, as O(sources) names it. It need not be there yet.
-    type: path
-    default: ""
-  key_url:
-    description: Where its key is.
-    type: str
-    default: ""
+  repositories:
+    description: >-
+      Other repositories that are to be asked, by a name of the caller's: C({url, key, key_url,
+      keyring, file}), the fingerprint of the key, where the key lies, and the files that are to
+      hold the key and name the repository to apt. Neither need be there yet. A repository that
+      the host's own files name is asked as they say.
+    type: dict
+    default: {}
+  own:
+    description: Files of this project's own sources, which apt is asked without.
+    type: list
+    elements: path
+    default: []
 attributes:
   check_mode: {support: full}
 """
@@ -123,8 +124,13 @@ offered:
   type: dict
   returned: always
 sources:
-  description: What has to be among apt's sources for that and is not, in deb822 form.
-  type: str
+  description: >-
+    What has to be among apt's sources for that and is not, in deb822 form, by the file for it.
+  type: dict
+  returned: always
+apt_said:
+  description: What apt complained of, by the names in O(repositories).
+  type: dict
   returned: always
 pin:
   description: Text of the preferences, empty without them.
@@ -260,6 +266,20 @@ def lacking(targets, components):
     return "\n".join(text)
 
 
+def complaints(said, url):
+    """What `apt-get update` has against one repository."""
+    place = url.rstrip("/")
+    lines = [line for line in said.splitlines() if line[:3] in ("W: ", "E: ") and place in line]
+    return " ".join(" ".join(dict.fromkeys(line[3:] for line in lines)).split())[:500]
+
+
+def source(repository, keyring):
+    return (
+        f"Types: deb\nURIs: {repository['url']}\nSuites: /\n"
+        f"Signed-By: {keyring} {repository['key']}\n"
+    )
+
+
 class Apt:
     """apt with the host's sources but `own`, and more, and with lists that are not the host's."""
 
@@ -268,7 +288,7 @@ class Apt:
         for name in ("sources", "lists/partial", "cache/archives/partial"):
             (folder / name).mkdir(parents=True)
         for file in Path("/etc/apt/sources.list.d").glob("*"):
-            if str(file) != own:
+            if str(file) not in own:
                 (self.parts / file.name).symlink_to(file)
         config = folder / "apt.conf"
         config.write_text(
@@ -284,26 +304,43 @@ class Apt:
         (self.parts / "wanted.sources").write_text(text)
 
 
+def fetch(url, file):
+    """Why a key cannot be had; empty when it lies in `file`."""
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            file.write_bytes(answer.read())
+    except (OSError, ValueError) as error:
+        return f"{url}: {error}"
+    return ""
+
+
 def offers(asked, names):
-    """(versions by package, sources to add): what apt could install here."""
+    """(versions by package, sources to add by file, complaints by repository): what apt could
+    install here."""
+    sources, trial, said = {}, [], {}
     with tempfile.TemporaryDirectory() as place:
-        apt, sources = Apt(Path(place), asked["sources_file"]), asked["sources"]
-        apt.say("apt-get", "-qq", "update")
-        if asked["components"]:
-            sources = lacking(apt.say("apt-get", "indextargets"), asked["components"])
-        trial = sources
-        if asked["sources"]:
-            key = Path(place, "key.asc")
-            try:
-                with urllib.request.urlopen(asked["key_url"], timeout=20) as answer:
-                    key.write_bytes(answer.read())
-            except (OSError, ValueError):
-                trial = ""
-            trial = trial.replace(asked["keyring"], str(key))
+        apt = Apt(Path(place), asked["own"])
+        log = apt.say("apt-get", "-qq", "update")
+        targets = apt.say("apt-get", "indextargets")
+        if text := asked["components"] and lacking(targets, asked["components"]):
+            sources[asked["components_file"]] = text
+            trial.append(text)
+        known = set(re.findall(r"^Repo-URI: (\S+)$", targets, re.MULTILINE))
+        for name, one in asked["repositories"].items():
+            if one["url"] in known:
+                continue
+            text = [sources[one["file"]]] if one["file"] in sources else []
+            sources[one["file"]] = "\n".join([*text, source(one, one["keyring"])])
+            key = Path(place, f"{name}.asc")
+            said[name] = fetch(one["key_url"], key)
+            if not said[name]:
+                trial.append(source(one, key))
         if trial:
-            apt.add(trial)
-            apt.say("apt-get", "-qq", "update")
-        return versions(apt.say("apt-cache", "madison", *names)), sources
+            apt.add("\n".join(trial))
+            log += apt.say("apt-get", "-qq", "update")
+        for name, one in asked["repositories"].items():
+            said[name] = said.get(name) or complaints(log, one["url"])
+        return versions(apt.say("apt-cache", "madison", *names)), sources, said
 
 
 def main():
@@ -314,10 +351,9 @@ def main():
             "ask": {"type": "bool", "default": False},
             "pin": {"type": "path", "required": True},
             "components": {"type": "list", "elements": "str", "default": []},
-            "sources": {"type": "str", "default": ""},
-            "sources_file": {"type": "path", "default": ""},
-            "keyring": {"type": "path", "default": ""},
-            "key_url": {"type": "str", "default": ""},
+            "components_file": {"type": "path", "default": ""},
+            "repositories": {"type": "dict", "default": {}},
+            "own": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
@@ -340,8 +376,8 @@ def main():
         **built(kernel),
         **trust(),
     }
-    offered, sources = offers(asked, names) if asked["ask"] else (None, "")
-    module.exit_json(changed=False, offered=offered, sources=sources, **seen)
+    offered, sources, said = offers(asked, names) if asked["ask"] else (None, {}, {})
+    module.exit_json(changed=False, offered=offered, sources=sources, apt_said=said, **seen)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,11 @@ FORMS = {
         "is no branch of the driver",
         "give auto, a branch such as 580, or a whole version",
     ),
-    "nvidia_apt_key": FINGERPRINT,
+    "nvidia_apt_key": (
+        rf"auto|{FINGERPRINT[0]}",
+        FINGERPRINT[1],
+        f"{FINGERPRINT[2]}, or auto",
+    ),
     "nvidia_toolkit_apt_key": FINGERPRINT,
     "gateway_read_timeout": (r"[1-9]\d*", "is not above 0", "give seconds, 600 or more"),
 }
