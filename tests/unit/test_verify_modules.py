@@ -93,6 +93,17 @@ def test_memory_of_a_users_processes(background):
     assert 64 * MIB <= found["bytes"] < 96 * MIB
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a namespace of processes")
+def test_processes_of_others_containers_are_not_counted(background):
+    """Their users are numbers, which may be the same as the engine's."""
+    memory, uid = load("engine_memory"), 64123
+    as_user = ["setpriv", f"--reuid={uid}", "sleep", "60"]
+    background(["unshare", "--pid", "--fork", *as_user], ready=lambda: memory.processes_of(uid))
+    (contained,) = memory.processes_of(uid)
+    own = background(as_user, ready=lambda: memory.processes_of(uid) != [contained])
+    assert [folder.name for folder in memory.processes_of(uid)] == [str(own.pid)]
+
+
 def test_memory_of_what_holds_a_port(background, free_port):
     """All of its user's processes that have its name, and no other."""
     memory, port = load("engine_memory"), free_port()

@@ -70,8 +70,18 @@ def measure(folder):
 
 
 def processes_of(uid, program=None):
+    """A user's processes, of a program if one is named. Containers of others may use the same
+    number: where any of them is outside containers, those inside are not counted."""
     found = [folder for folder in Path("/proc").glob("[0-9]*") if owner(folder) == uid]
-    return [folder for folder in found if program in (None, name(folder))]
+    found = [folder for folder in found if program in (None, name(folder))]
+    return [folder for folder in found if namespace(folder) == namespace()] or found
+
+
+def namespace(folder=Path("/proc/self")):
+    try:
+        return (folder / "ns/pid").readlink()
+    except OSError:  # it ended meanwhile, or is not to be looked at
+        return None
 
 
 def owner(folder):
