@@ -2,8 +2,8 @@
 
 seconds per token = bytes read / (bandwidth x efficiency) + layers x time per layer
 
-GPU, from vLLM on an H100 (3,350 GB/s): 7B bf16 158 tok/s, 7B fp8 236, 32B fp8 69 give an
-efficiency of 0.93 and 63 microseconds per layer; AWQ, 7B at 231 and 32B at 79, gives 0.82 and
+GPU, from vLLM on an H100 (3,350 GB/s): 7B bf16 158 to 160 tok/s, 7B fp8 231 to 236, 32B fp8 69
+give an efficiency of 0.95 and 65 microseconds per layer, which hold on an H200, too; AWQ, 7B at 231 and 32B at 79, gives 0.82 and
 96 microseconds; without CUDA graphs (7B at 56) a layer takes 476. CPU: see CPU_EFFICIENCY.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from . import shapes, weights
 
-GPU_EFFICIENCY = {"bf16": 0.93, "fp8": 0.93, "awq": 0.82, "gptq": 0.82}
+GPU_EFFICIENCY = {"bf16": 0.95, "fp8": 0.95, "awq": 0.82, "gptq": 0.82}
 # llama.cpp and Ollama on a GPU, not measured by this project: a cautious figure.
 GGUF_GPU_EFFICIENCY = 0.55
-LAYER_SECONDS = 63e-6
+LAYER_SECONDS = 65e-6
 LAYER_SECONDS_FOUR_BIT = 96e-6
 # A layer of experts takes several kernels more: a cautious figure, not measured here.
 LAYER_SECONDS_EXPERTS = 250e-6
