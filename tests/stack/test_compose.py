@@ -55,6 +55,10 @@ def built(tmp_path_factory):
     """A deployment with the image built on a host where a container of somebody else runs."""
     with Remote(image.SYSTEMD_DEBIAN12) as host:
         host.run(
+            "echo '{\"features\": {\"cdi\": true}}' > /etc/docker/daemon.json;"
+            " systemctl restart docker"
+        ).ok()
+        host.run(
             "tar -C / -ch bin/sleep lib64/ld-linux-x86-64.so.2 lib/x86_64-linux-gnu/libc.so.6"
             " | docker import - shop/web:1 && docker run --detach --name shop --publish 8099:8099"
             " shop/web:1 /bin/sleep infinity"
@@ -169,6 +173,32 @@ def test_by_hand(built):
     new = command("docker images --quiet deepseek-r1/runtime").output.split()
     assert len(new) == 1 and new != old
     assert built.deploy("again").changed == 0
+
+
+# STAND-IN for a card, which no machine of the tests has: its device is /dev/null.
+CARD = """\
+cdiVersion: "0.5.0"
+kind: nvidia.com/gpu
+devices:
+- name: all
+  containerEdits:
+    deviceNodes: [{path: /dev/nvidia0, hostPath: /dev/null}]
+"""
+A10 = {"name": "NVIDIA A10", "memory_mib": 23028, "compute_capability": 8.6}
+
+
+def test_cards_come_by_cdi(built):
+    """A real Docker gives the engine the card; only the card is none."""
+    built.machine.run(f"mkdir -p /etc/cdi && printf %s '{CARD}' > /etc/cdi/nvidia.yaml").ok()
+    built.describe(engine="llamacpp", plan_hardware={"gpus": [A10], "ram_mib": 16000})
+    run = built.deploy("with a card", "--skip-tags", "verify")
+    run.result.ok()
+    asked = "docker inspect --format '{{json .HostConfig.DeviceRequests}}' deepseek-r1-engine-1"
+    (request,) = json.loads(built.machine.run(asked).ok().output)
+    assert (request["Driver"], request["DeviceIDs"]) == ("cdi", ["nvidia.com/gpu=all"])
+    assert built.machine.run(f"{COMPOSE} exec -T engine test -c /dev/nvidia0").rc == 0
+    assert built.deploy("again", "--skip-tags", "verify").changed == 0
+    built.describe(engine="auto", plan_hardware={})
 
 
 def test_a_redis_that_is_adopted(built):

@@ -218,6 +218,7 @@ devices:
     deviceNodes:
     - hostPath: /dev/null
       path: /dev/nvidia0
+    - {path: /dev/nvidiactl, hostPath: /dev/null}
   name: "0"
 - name: GPU-1
   containerEdits: {}

@@ -115,7 +115,7 @@ def cards(file):
     text = file.read_text(errors="replace")
 
     def values(key):
-        return re.findall(rf"\b{key}[\"']?: *[\"']?([^\s\"',]+)", text)
+        return re.findall(rf"\b{key}[\"']?: *[\"']?([^\s\"',}}\]]+)", text)
 
     if values("kind") != ["nvidia.com/gpu"]:
         return []
