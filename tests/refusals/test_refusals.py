@@ -198,6 +198,35 @@ def test_servers_of_others_and_containers_are_contradictions(play):
     assert form.endswith("is no address of a Redis; fix: give auto, unix:/PATH or ADDRESS:PORT")
 
 
+def test_what_vllm_in_a_container_cannot_do(play):
+    """Before its image is pulled, which has 10 GB. The driver that is too old is a stand-in."""
+    run = play(
+        {
+            "model": "tiny-r1",
+            "runtime": "compose",
+            "engine": "vllm",
+            "vllm_python": "/opt/box/bin/python",
+            "__nvidia_known": {"pci": "", "answers": True, "driver_version": "570.211.01"},
+        },
+        "--check",
+        playbook="deploy.yml",
+    )
+    expected = {
+        "vllm_python: value '/opt/box/bin/python' is on the host, not in the container": (
+            "fix: leave it empty, or set runtime to native"
+        ),
+        "vllm_image: value docker.io/vllm/vllm-openai:v0.26.0 is built for NVIDIA cards": (
+            "the plan is for the CPU; fix: set images to build, or name an image for CPUs"
+        ),
+        "engine: value vllm is CUDA 13 and needs driver 580 or newer, but the host has 570": (
+            "fix: bring driver 580 or newer to the host, or set engine to ollama"
+        ),
+    }
+    for start, part in expected.items():
+        assert part in run.problem(start)
+    assert run.code == 2 and "changed=0 " in run.output
+
+
 NGINX = "daemon off; pid {0}/pid; error_log stderr; events {{}} http {{ server {{ listen {1}; }} }}"
 
 

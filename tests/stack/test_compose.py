@@ -53,6 +53,10 @@ def built(tmp_path_factory):
     """A deployment with the image built on a host where a container of somebody else runs."""
     with Remote(image.SYSTEMD_DEBIAN12) as host:
         host.run(
+            'echo \'{"features": {"cdi": true}}\' > /etc/docker/daemon.json;'
+            " systemctl restart docker"
+        ).ok()
+        host.run(
             "tar -C / -ch bin/sleep lib64/ld-linux-x86-64.so.2 lib/x86_64-linux-gnu/libc.so.6"
             " | docker import - shop/web:1 && docker run --detach --name shop --publish 8099:8099"
             " shop/web:1 /bin/sleep infinity"
@@ -169,6 +173,32 @@ def test_by_hand(built):
     assert built.deploy("again").changed == 0
 
 
+# STAND-IN for a card, which no machine of the tests has: its device is /dev/null.
+CARD = """\
+cdiVersion: "0.5.0"
+kind: nvidia.com/gpu
+devices:
+- name: all
+  containerEdits:
+    deviceNodes: [{path: /dev/nvidia0, hostPath: /dev/null}]
+"""
+A10 = {"name": "NVIDIA A10", "memory_mib": 23028, "compute_capability": 8.6}
+
+
+def test_cards_come_by_cdi(built):
+    """A real Docker gives the engine the card; only the card is none."""
+    built.machine.run(f"mkdir -p /etc/cdi && printf %s '{CARD}' > /etc/cdi/nvidia.yaml").ok()
+    built.describe(engine="llamacpp", plan_hardware={"gpus": [A10], "ram_mib": 16000})
+    run = built.deploy("with a card", "--skip-tags", "verify")
+    run.result.ok()
+    asked = "docker inspect --format '{{json .HostConfig.DeviceRequests}}' deepseek-r1-engine-1"
+    (request,) = json.loads(built.machine.run(asked).ok().output)
+    assert (request["Driver"], request["DeviceIDs"]) == ("cdi", ["nvidia.com/gpu=all"])
+    assert built.machine.run(f"{COMPOSE} exec -T engine test -c /dev/nvidia0").rc == 0
+    assert built.deploy("again", "--skip-tags", "verify").changed == 0
+    built.describe(engine="auto", plan_hardware={})
+
+
 def test_a_redis_that_is_adopted(built):
     """One that other machines reach, which a container does too; ours is gone meanwhile."""
     run = "docker run --detach --name cache --publish 6400:6379 --entrypoint redis-server"
@@ -274,14 +304,23 @@ def serve(tmp_path):
 
 
 def test_docker_from_its_own_repository(serve, public, tmp_path):
-    """apt takes the key with the pinned fingerprint, and no other that the mirror may offer."""
+    """apt takes the key with the pinned fingerprint, and no other that the mirror may offer.
+
+    The host has a card, a stand-in, so the new Docker may use CDI.
+    """
     url, folder = serve
+    card = "/srv/pci/0000:01:00.0"
     with Remote(image.SYSTEMD_DEBIAN13) as host:
         fingerprint = docker_repository.make(folder, host, "debian", "trixie")
         box = RemoteBox(
             host, REPO, tmp_path, runtime="compose", docker_packages="docker",
-            docker_apt_url="http://127.0.0.1:9", **public,
+            docker_apt_url="http://127.0.0.1:9", nvidia_driver="none", __inspect_pci="/srv/pci",
+            **public,
         )  # fmt: skip
+        host.run(
+            f"mkdir -p {card}; cd {card};"
+            " echo 0x10de > vendor; echo 0x2236 > device; echo 0x030200 > class"
+        ).ok()
         run = box.deploy("no such mirror")
         assert run.result.rc and "docker_apt_url: value http://127.0.0.1:9 is of no use" in words(
             run
@@ -296,6 +335,8 @@ def test_docker_from_its_own_repository(serve, public, tmp_path):
         box.deploy("the pinned key").result.ok()
         assert box.infra.package("docker-compose-plugin").is_installed
         assert box.infra.service("docker").is_enabled
+        assert json.loads(host.read("/etc/docker/daemon.json")) == {"features": {"cdi": True}}
+        assert "/etc/cdi" in host.run("docker info --format '{{.CDISpecDirs}}'").ok().output
         box.verified()
         assert box.deploy("again").changed == 0
 

@@ -1,6 +1,7 @@
 """vLLM itself, without a GPU: the engine of GPU hosts serves the test model on a CPU."""
 
 import fcntl
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(2400)]
 HOSTS = {
     "systemd": (image.SYSTEMD_DEBIAN12, {}),
     "supervisor": (image.SSH_DEBIAN12, {"gateway_port": 8080, "data_path": "/srv/data"}),
+    "compose": (image.SYSTEMD_DEBIAN12, {"runtime": "compose", "images": "build"}),
 }
 
 
@@ -41,10 +43,14 @@ def test_vllm(manager, wheels, tmp_path):
             host, REPO, tmp_path, engine="vllm", host_wheels="/wheels", verify_ready_timeout=600,
             **settings,
         )  # fmt: skip
-        refused(box)
+        if manager != "compose":
+            refused(box)
         deployed(box, manager)
-        another_flag(box)
-        dies_and_comes_back(box)
+        if manager == "compose":  # which has shown the rest with quicker engines
+            locked_in(box)
+        else:
+            another_flag(box)
+            dies_and_comes_back(box)
         box.teardown()
         assert "vllm" not in host.run("ls -R /opt /etc/deepseek-r1 2>&1").output
 
@@ -69,11 +75,28 @@ def deployed(box: RemoteBox, manager: str) -> None:
     flags = yaml.safe_load(file.content_string)
     plan = box.report("plan")
     assert flags["kv-cache-memory-bytes"] == plan["kv_cache_memory_bytes"]
-    told = "ps -ww -eo args; systemctl show '*' -p Environment; deepseek-r1 logs engine 9999"
+    told = (
+        "ps -ww -eo args; systemctl show '*' -p Environment; deepseek-r1 logs engine 9999;"
+        " docker inspect deepseek-r1-engine-1; cat /etc/deepseek-r1/compose/compose.yml"
+    )
     everything = box.machine.run(told).output
     assert "non-default args" in everything
     assert flags["api-key"] not in everything
     assert box.machine.open_ports() == {22, box.port}
+
+
+def locked_in(box: RemoteBox) -> None:
+    """What vLLM compiles and keeps has its place, and nothing else of the host is open to it."""
+    asked = "docker inspect deepseek-r1-engine-1 --format '{{json .HostConfig}}'"
+    found = json.loads(box.machine.run(asked).ok().output)
+    assert found["ReadonlyRootfs"] and found["CapDrop"] == ["ALL"] and not found["CapAdd"]
+    assert found["Tmpfs"] == {"/tmp": "exec"} and found["IpcMode"] == "private"
+    assert found["ShmSize"] > 2**28, "Docker's own is 64 MiB"
+    writable = [bind for bind in found["Binds"] if not bind.endswith(":ro")]
+    assert writable == ["/var/lib/deepseek-r1/vllm:/var/lib/deepseek-r1/vllm:rw"]
+    packages = "dpkg-query -W -f '${db:Status-Status}' g++"
+    assert box.machine.run(packages).output != "installed", "compiled is in the container alone"
+    assert box.machine.run(f"docker exec deepseek-r1-engine-1 {packages}").output == "installed"
 
 
 def another_flag(box: RemoteBox) -> None:

@@ -1,6 +1,7 @@
 """What the role compose hands to its fragments, and its module for images, without Docker."""
 
 import json
+from types import SimpleNamespace
 
 import jinja2
 import pytest
@@ -40,7 +41,8 @@ def render(repo, load_plugin):
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
 
-    def run(*services, images="deepseek-r1/runtime:1", open_files=None, engine="llamacpp", **given):
+    def run(*services, images="deepseek-r1/runtime:1", open_files=None, engine="llamacpp", gpus=(),
+            cdi=(), **given):  # fmt: skip
         found = compose.compose_services(services, UIDS, images, open_files)
         variables = {
             "__compose_services": found, "__compose_project": "deepseek-r1",
@@ -49,6 +51,7 @@ def render(repo, load_plugin):
             "r1_etc": "/etc/deepseek-r1", "r1_opt": "/opt/deepseek-r1",
             "r1_run": "/run/deepseek-r1", "r1_pulled": images != "deepseek-r1/runtime:1",
             "plan_result": {"engine": engine, "served_model_name": "tiny-r1"},
+            "__compose_gpus": compose.compose_gpus(list(gpus), cdi),
         }  # fmt: skip
         text = environment.get_template("project.yml.j2").render({**variables, **given})
         return yaml.safe_load(text)
@@ -89,22 +92,47 @@ def test_a_changed_configuration_replaces_all_but_what_can_reload(render):
     assert "abc" not in json.dumps(services["gateway"])
 
 
-def test_gpus_are_reserved_only_where_there_are_some(render):
+CDI = [f"nvidia.com/gpu={name}" for name in ("0", "GPU-1", "GPU-3", "all")]
+
+
+def test_no_cards_no_reservation(render):
     assert "deploy" not in render(REDIS, ENGINE, GATEWAY)["services"]["engine"]
-    for engine in ("llamacpp", "ollama"):
-        found = render(REDIS, ENGINE | {"gpu": True}, GATEWAY, engine=engine)["services"]["engine"]
-        devices = found["deploy"]["resources"]["reservations"]["devices"]
-        assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
 
 
-def test_only_the_gpus_of_the_plan_are_reserved(render):
-    for engine in ("llamacpp", "ollama"):
-        plan = {"engine": engine, "served_model_name": "tiny-r1", "gpu_devices": ["GPU-1", "GPU-3"]}
-        project = render(REDIS, ENGINE | {"gpu": True}, GATEWAY, plan_result=plan)
-        (devices,) = project["services"]["engine"]["deploy"]["resources"]["reservations"]["devices"]
-        assert devices == {
-            "driver": "nvidia", "device_ids": ["GPU-1", "GPU-3"], "capabilities": ["gpu"],
-        }  # fmt: skip
+@pytest.mark.parametrize("engine", ["llamacpp", "ollama", "vllm"])
+@pytest.mark.parametrize(
+    ("gpus", "cdi", "asked"),
+    [
+        ((), (), {"driver": "nvidia", "count": "all"}),
+        ((), CDI, {"driver": "cdi", "device_ids": ["nvidia.com/gpu=all"]}),
+        (["GPU-1", "GPU-3"], (), {"driver": "nvidia", "device_ids": ["GPU-1", "GPU-3"]}),
+        (
+            ["GPU-1", "GPU-3"],
+            CDI,
+            {"driver": "cdi", "device_ids": ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-3"]},
+        ),
+        (["GPU-2"], CDI, {"driver": "nvidia", "device_ids": ["GPU-2"]}),
+    ],
+)
+def test_cards_come_by_cdi_where_docker_knows_them_all(render, engine, gpus, cdi, asked):
+    project = render(
+        REDIS, ENGINE | {"gpu": True}, GATEWAY, engine=engine, gpus=gpus, cdi=cdi
+    )["services"]["engine"]  # fmt: skip
+    devices = project["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [asked | {"capabilities": ["gpu"]}]
+
+
+def test_vllm_has_room_for_its_processes_and_its_compilers(render):
+    engine = render(REDIS, ENGINE, GATEWAY, engine="vllm")["services"]["engine"]
+    assert engine["shm_size"] == "50m", "half of the memory, as on a host"
+    assert engine["tmpfs"] == "/tmp:exec"
+    assert engine["volumes"] == [
+        "/etc/deepseek-r1/engine:/etc/deepseek-r1/engine:ro",
+        "/opt/deepseek-r1:/opt/deepseek-r1:ro",
+        "/data/ollama:/data/ollama",
+        "/data/models:/data/models:ro",
+    ]
+    assert engine["networks"] == ["inside"] and engine["entrypoint"] == []
 
 
 def test_open_files_stay_within_what_docker_may_give(render):
@@ -172,3 +200,66 @@ def test_how_docker_forwards(load_plugin, tmp_path):
     assert not forwards(given, '{"iptables": false}')
     assert not forwards([f"--config-file={settings}"], '{"iptables": false}')
     assert not forwards([*given, "--iptables=false"])
+
+
+SPECIFICATION = """\
+---
+cdiVersion: 0.5.0
+containerEdits:
+  hooks:
+  - args: [nvidia-cdi-hook, update-ldcache]
+    hookName: createContainer
+    path: /usr/bin/nvidia-cdi-hook
+  mounts:
+  - containerPath: /usr/lib/libcuda.so.580.95.05
+    hostPath: LIBRARY
+devices:
+- containerEdits:
+    deviceNodes:
+    - hostPath: /dev/null
+      path: /dev/nvidia0
+    - {path: /dev/nvidiactl, hostPath: /dev/null}
+  name: "0"
+- name: GPU-1
+  containerEdits: {}
+- containerEdits: {}
+  name: all
+kind: nvidia.com/gpu
+"""
+
+
+def test_cards_that_docker_knows_by_cdi(load_plugin, tmp_path):
+    """YAML as nvidia-ctk writes it, or JSON; not of other makers, not of a driver that is gone."""
+    module = load_plugin("roles/docker/library/docker_engine.py")
+    file, library = tmp_path / "nvidia.yaml", tmp_path / "libcuda.so.580.95.05"
+    text = SPECIFICATION.replace("LIBRARY", str(library))
+    named = [f"nvidia.com/gpu={name}" for name in ("0", "GPU-1", "all")]
+    file.write_text(text)
+    assert module.cards(file) == [], "its library is of a driver that was there before"
+    library.touch()
+    assert module.cards(file) == named
+    for dumped in (json.dumps(yaml.safe_load(text)), json.dumps(yaml.safe_load(text), indent=1)):
+        file.write_text(dumped)
+        assert module.cards(file) == named
+    file.write_text(text.replace("nvidia.com/gpu", "nvidia.com/gds"))
+    assert module.cards(file) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ('["FOLDER", "/no/such"]', ["nvidia.com/gpu=all"]),
+        ("[]", []),
+        ("null", []),
+        ("", []),
+    ],
+)
+def test_only_where_docker_may_use_cdi(load_plugin, tmp_path, monkeypatch, said, found):
+    """A Docker that does not know CDI has no such field, one that may not use it no folders."""
+    module = load_plugin("roles/docker/library/docker_engine.py")
+    text = '{"kind": "nvidia.com/gpu", "devices": [{"name": "all"}]}'
+    (tmp_path / "nvidia.json").write_text(text)
+    (tmp_path / "notes.txt").write_text(text)
+    done = SimpleNamespace(returncode=not said, stdout=said.replace("FOLDER", str(tmp_path)))
+    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: done)
+    assert module.cdi() == found

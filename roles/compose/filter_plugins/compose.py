@@ -40,9 +40,24 @@ def compose_uids(accounts) -> dict[str, dict]:
     return {name: {"uid": int(line[1]), "gid": int(line[2])} for name, line in accounts.items()}
 
 
+def compose_gpus(devices, cdi) -> str:
+    """The cards that the engine gets, all where none is named.
+
+    By CDI where Docker knows them all by it: a card that Docker's own driver for NVIDIA puts into a
+    container is lost to it when systemd is told to reload.
+    """
+    names = [f"nvidia.com/gpu={device}" for device in devices or ["all"]]
+    if set(names) <= set(cdi):
+        request = {"driver": "cdi", "device_ids": names}
+    else:
+        request = {"driver": "nvidia", **({"device_ids": devices} if devices else {"count": "all"})}
+    return compose_text({**request, "capabilities": ["gpu"]})
+
+
 class FilterModule:
     def filters(self):
         return {
+            "compose_gpus": compose_gpus,
             "compose_services": compose_services,
             "compose_text": compose_text,
             "compose_uids": compose_uids,

@@ -43,6 +43,12 @@ open_files:
   description: Most open files that a container may be given; null where it is not known.
   type: int
   returned: always
+cdi:
+  description: NVIDIA's cards that Docker can give to a container by CDI, as C(nvidia.com/gpu=NAME).
+    Empty where it is not allowed to, and for descriptions whose files are gone.
+  type: list
+  elements: str
+  returned: always
 forwards:
   description: Whether the kernel forwards published ports, so that containers see the clients'
     addresses. Where it is told not to, all clients look like the host.
@@ -94,11 +100,35 @@ def forwards(folder):
     return settings.get("iptables", True) is not False
 
 
+def cdi():
+    done = subprocess.run(
+        ["docker", "info", "--format", "{{json .CDISpecDirs}}"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    folders = json.loads(done.stdout) if done.returncode == 0 else []
+    files = [file for folder in folders or [] for file in sorted(Path(folder).glob("*"))]
+    return [name for file in files if file.suffix in (".json", ".yaml") for name in cards(file)]
+
+
+def cards(file):
+    """By the lines of a CDI specification, in YAML or JSON; a host need not have a YAML reader."""
+    text = file.read_text(errors="replace")
+
+    def values(key):
+        return re.findall(rf"\b{key}[\"']?: *[\"']?([^\s\"',}}\]]+)", text)
+
+    if values("kind") != ["nvidia.com/gpu"]:
+        return []
+    if not all(Path(path).exists() for path in values("hostPath")):
+        return []  # of a driver that was there before
+    return [f"nvidia.com/gpu={name}" for name in values("name")]
+
+
 def main():
     module = AnsibleModule(
         argument_spec={"timeout": {"type": "int", "default": 60}}, supports_check_mode=True
     )
-    nothing = {"version": [], "open_files": None, "forwards": True}
+    nothing = {"version": [], "open_files": None, "forwards": True, "cdi": []}
     there = shutil.which("docker")
     if module.check_mode and not (there and engine_version()[0]):
         module.exit_json(**nothing)
@@ -114,7 +144,7 @@ def main():
         )
     folder = daemon()
     seen = {"open_files": open_files(folder), "forwards": forwards(folder)} if folder else {}
-    module.exit_json(**{**nothing, **seen, "version": version})
+    module.exit_json(**{**nothing, **seen, "version": version, "cdi": cdi()})
 
 
 if __name__ == "__main__":

@@ -275,8 +275,12 @@ def contradictions(settings: dict, host: str) -> list[str]:
             "leave it empty, and set CUDA_VISIBLE_DEVICES in the environment of your Ollama",
         )
     if value("runtime") == "compose":
-        if engine == "vllm":
-            clash("engine", "is not made for runtime compose yet", "set runtime to native")
+        if value("vllm_python"):
+            clash(
+                "vllm_python",
+                "is on the host, not in the container of runtime compose",
+                "leave it empty, or set runtime to native",
+            )
         own = "set runtime to native, or take its own one: "
         if adopted:
             clash("ollama_adopt", "cannot be reached from containers", own + "ollama_adopt false")

@@ -16,7 +16,7 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         _, params = self.validate_argument_spec(
             {
-                "port": {"type": "int", "required": True},
+                "url": {"type": "str", "required": True},
                 "user": {"type": "str", "required": True},
                 "log": {"type": "list", "elements": "str", "required": True},
                 "seconds": {"type": "int", "required": True},

@@ -124,7 +124,7 @@ class ActionModule(ActionBase):
 
     def check_plan(self, params, task_vars):
         start, plan = time.monotonic(), params["plan"]
-        asked = {key: plan[key] for key in ("port", "user", "log")}
+        asked = {key: plan[key] for key in ("url", "user", "log")}
         state = self._execute_module("engine_state", asked, task_vars=task_vars)
         passed, detail = judge_plan(state, plan)
         seconds = round(time.monotonic() - start, 3)

@@ -15,9 +15,9 @@ description:
   - Asks the engine whether it is ready and reads its log for how far it is, for why it stopped and
     for the memory it found. Knows vLLM's words. Changes nothing.
 options:
-  port:
-    description: The engine's port on the host's loopback.
-    type: int
+  url:
+    description: Where the engine answers the host itself.
+    type: str
     required: true
   user:
     description: Name of the user the engine runs as.
@@ -34,7 +34,7 @@ author: The authors of this project
 EXAMPLES = r"""
 - name: Ask the engine
   engine_state:
-    port: 11434
+    url: http://127.0.0.1:18000
     user: r1-engine
     log: [deepseek-r1, logs, engine, "400"]
 """
@@ -146,8 +146,9 @@ def weights_bytes(log):
 
 
 def started(user):
-    """The 22nd field of /proc/PID/stat; the name before it may hold spaces and brackets."""
-    times = []
+    """The 22nd field of /proc/PID/stat; the name before it may hold spaces and brackets. As in
+    engine_memory, containers count only where nothing of the user is outside them."""
+    times = {}
     try:
         uid = pwd.getpwnam(user).pw_uid
     except KeyError:
@@ -155,16 +156,19 @@ def started(user):
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if folder.stat().st_uid == uid:
-                times.append(int((folder / "stat").read_text().rpartition(")")[2].split()[19]))
-        except (FileNotFoundError, ProcessLookupError):
+                time = int((folder / "stat").read_text().rpartition(")")[2].split()[19])
+                times.setdefault((folder / "ns/pid").readlink(), []).append(time)
+        except OSError:
             continue  # it ended meanwhile
-    return min(times, default=None)
+    outside = times.get(Path("/proc/self/ns/pid").readlink())
+    return min(outside or [time for some in times.values() for time in some], default=None)
 
 
-def page(port, path):
+def page(url, path):
     """The text of a page of the engine, None without one."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+        with direct.open(f"{url}/{path}", timeout=5) as answer:
             return answer.read().decode(errors="replace")
     except OSError:
         return None
@@ -173,22 +177,22 @@ def page(port, path):
 def main():
     module = AnsibleModule(
         {
-            "port": {"type": "int", "required": True},
+            "url": {"type": "str", "required": True},
             "user": {"type": "str", "required": True},
             "log": {"type": "list", "elements": "str", "required": True},
         },
         supports_check_mode=True,
     )
-    port = module.params["port"]
+    url = module.params["url"]
     _status, out, error = module.run_command(module.params["log"], errors="replace")
     log = last_start(out + error)
     module.exit_json(
         changed=False,
-        ready=page(port, "health") is not None,
+        ready=page(url, "health") is not None,
         started=started(module.params["user"]),
         progress=progress(log),
         reason=reason(log),
-        kv_tokens=kv_tokens(page(port, "metrics") or ""),
+        kv_tokens=kv_tokens(page(url, "metrics") or ""),
         weights_bytes=weights_bytes(log),
     )
 
