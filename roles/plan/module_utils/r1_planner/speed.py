@@ -3,8 +3,9 @@
 seconds per token = bytes read / (bandwidth x efficiency) + layers x time per layer
 
 GPU, from vLLM on an H100 (3,350 GB/s): 7B bf16 158 to 160 tok/s, 7B fp8 231 to 236, 32B fp8 69
-give an efficiency of 0.95 and 65 microseconds per layer, which hold on an H200, too; AWQ, 7B at 231 and 32B at 79, gives 0.82 and
-96 microseconds; without CUDA graphs (7B at 56) a layer takes 476. CPU: see CPU_EFFICIENCY.
+give an efficiency of 0.95 and 65 microseconds per layer, which hold on an H200, too; AWQ, 7B at
+231 and 32B at 79, gives 0.82 and 96 microseconds; without CUDA graphs (7B at 56) a layer takes
+476. CPU: see CPU_EFFICIENCY.
 """
 
 from __future__ import annotations
