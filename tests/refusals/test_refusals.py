@@ -180,6 +180,8 @@ def test_servers_of_others_and_containers_are_contradictions(play):
         {
             "model": "tiny-r1",
             "runtime": "compose",
+            "images": "build",
+            "host_python": "/opt/python/bin/python3",
             "engine": "llamacpp",
             "ollama_adopt": True,
             "gateway_redis": "127.0.0.1:6379",
@@ -191,6 +193,7 @@ def test_servers_of_others_and_containers_are_contradictions(play):
         "ollama_adopt: value True cannot be reached from containers": "set runtime to native",
         "gateway_redis: value '127.0.0.1:6379' cannot be reached": "gateway_redis auto, or",
         "kv_cache_dtype: value 'q8_0' is for the adopted Ollama to choose": "use auto",
+        "host_python: value '/opt/python/bin/python3' is not in the image": "to /usr/bin/python3,",
     }
     run.assert_refused_for(expected)
     (form,) = play({"gateway_redis": "redis://here", "model": "tiny-r1"}).problems

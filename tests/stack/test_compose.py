@@ -11,8 +11,8 @@ import apt_repository
 import docker_repository
 import public_images
 import pytest
-from hosts import image, registry
-from hosts.remote import Remote
+from hosts import image, network, registry
+from hosts.remote import Remote, docker_settings
 from hosts.shell import say
 from remote import RemoteBox
 
@@ -52,10 +52,8 @@ def status(box: RemoteBox, path: str, options: str = "") -> str:
 def built(tmp_path_factory):
     """A deployment with the image built on a host where a container of somebody else runs."""
     with Remote(image.SYSTEMD_DEBIAN12) as host:
-        host.run(
-            'echo \'{"features": {"cdi": true}}\' > /etc/docker/daemon.json;'
-            " systemctl restart docker"
-        ).ok()
+        settings = json.dumps(docker_settings() | {"features": {"cdi": True}})
+        host.run(f"echo '{settings}' > /etc/docker/daemon.json; systemctl restart docker").ok()
         host.run(
             "tar -C / -ch bin/sleep lib64/ld-linux-x86-64.so.2 lib/x86_64-linux-gnu/libc.so.6"
             " | docker import - shop/web:1 && docker run --detach --name shop --publish 8099:8099"
@@ -304,23 +302,14 @@ def serve(tmp_path):
 
 
 def test_docker_from_its_own_repository(serve, public, tmp_path):
-    """apt takes the key with the pinned fingerprint, and no other that the mirror may offer.
-
-    The host has a card, a stand-in, so the new Docker may use CDI.
-    """
+    """apt takes the key with the pinned fingerprint, and no other that the mirror may offer."""
     url, folder = serve
-    card = "/srv/pci/0000:01:00.0"
     with Remote(image.SYSTEMD_DEBIAN13) as host:
         fingerprint = docker_repository.make(folder, host, "debian", "trixie")
         box = RemoteBox(
             host, REPO, tmp_path, runtime="compose", docker_packages="docker",
-            docker_apt_url="http://127.0.0.1:9", nvidia_driver="none", __inspect_pci="/srv/pci",
-            **public,
+            docker_apt_url="http://127.0.0.1:9", **public,
         )  # fmt: skip
-        host.run(
-            f"mkdir -p {card}; cd {card};"
-            " echo 0x10de > vendor; echo 0x2236 > device; echo 0x030200 > class"
-        ).ok()
         run = box.deploy("no such mirror")
         assert run.result.rc and "docker_apt_url: value http://127.0.0.1:9 is of no use" in words(
             run
@@ -335,8 +324,6 @@ def test_docker_from_its_own_repository(serve, public, tmp_path):
         box.deploy("the pinned key").result.ok()
         assert box.infra.package("docker-compose-plugin").is_installed
         assert box.infra.service("docker").is_enabled
-        assert json.loads(host.read("/etc/docker/daemon.json")) == {"features": {"cdi": True}}
-        assert "/etc/cdi" in host.run("docker info --format '{{.CDISpecDirs}}'").ok().output
         box.verified()
         assert box.deploy("again").changed == 0
 

@@ -281,6 +281,12 @@ def contradictions(settings: dict, host: str) -> list[str]:
                 "is on the host, not in the container of runtime compose",
                 "leave it empty, or set runtime to native",
             )
+        if value("images") == "build" and value("host_python") != "/usr/bin/python3":
+            clash(
+                "host_python",
+                "is not in the image that is built of the distribution's packages",
+                "set it to /usr/bin/python3, or images to pull",
+            )
         own = "set runtime to native, or take its own one: "
         if adopted:
             clash("ollama_adopt", "cannot be reached from containers", own + "ollama_adopt false")
