@@ -11,7 +11,7 @@ import apt_repository
 import docker_repository
 import public_images
 import pytest
-from hosts import image, network, registry
+from hosts import image, registry
 from hosts.remote import Remote, docker_settings
 from hosts.shell import say
 from remote import RemoteBox
