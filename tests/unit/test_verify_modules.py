@@ -1,6 +1,7 @@
 """The verify role's modules: documented as they are, and measuring what is there."""
 
 import os
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -102,6 +103,24 @@ def test_processes_of_others_containers_are_not_counted(background):
     (contained,) = memory.processes_of(uid)
     own = background(as_user, ready=lambda: memory.processes_of(uid) != [contained])
     assert [folder.name for folder in memory.processes_of(uid)] == [str(own.pid)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes a right away from root")
+def test_a_root_who_may_not_look_at_namespaces_sees_the_processes(background):
+    """As in a container, where nobody has CAP_SYS_PTRACE."""
+    uid = 64124
+    background(["setpriv", f"--reuid={uid}", "sleep", "60"])
+    look = (
+        "import sys; sys.path.insert(0, 'roles/verify/library'); import pwd\n"
+        "import engine_memory, engine_state\n"
+        f"pwd.getpwnam = lambda name: type('', (), dict(pw_uid={uid}))\n"
+        f"print(len(engine_memory.processes_of({uid})), engine_state.started('x') is not None)"
+    )
+    drop = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    seen = subprocess.run(
+        [*drop, sys.executable, "-c", look], cwd=REPO, check=True, capture_output=True, text=True
+    )
+    assert seen.stdout.split() == ["1", "True"]
 
 
 def test_memory_of_what_holds_a_port(background, free_port):

@@ -80,7 +80,7 @@ def processes_of(uid, program=None):
 def namespace(folder=Path("/proc/self")):
     try:
         return (folder / "ns/pid").readlink()
-    except OSError:  # it ended meanwhile, or is not to be looked at
+    except OSError:  # it ended meanwhile, or, in a container, even root may not look
         return None
 
 

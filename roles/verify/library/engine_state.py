@@ -157,11 +157,18 @@ def started(user):
         try:
             if folder.stat().st_uid == uid:
                 time = int((folder / "stat").read_text().rpartition(")")[2].split()[19])
-                times.setdefault((folder / "ns/pid").readlink(), []).append(time)
-        except OSError:
+                times.setdefault(namespace(folder), []).append(time)
+        except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
-    outside = times.get(Path("/proc/self/ns/pid").readlink())
+    outside = times.get(namespace(Path("/proc/self")))
     return min(outside or [time for some in times.values() for time in some], default=None)
+
+
+def namespace(folder):
+    try:
+        return (folder / "ns/pid").readlink()
+    except OSError:  # in a container even root may not look
+        return None
 
 
 def page(url, path):
