@@ -118,7 +118,11 @@ def test_a_root_who_may_not_look_at_namespaces_sees_the_processes(background):
     )
     drop = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
     seen = subprocess.run(
-        [*drop, sys.executable, "-c", look], cwd=REPO, check=True, capture_output=True, text=True
+        [*drop, sys.executable, "-c", look],
+        cwd=LIBRARY.parents[2],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert seen.stdout.split() == ["1", "True"]
 
