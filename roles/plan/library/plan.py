@@ -31,8 +31,8 @@ options:
     type: path
   for_deploy:
     description: >
-      Whether the plan is to be deployed now. Then V(auto) takes only what this version can
-      deploy, and wrong settings become C(problems) instead of a failure.
+      Whether the plan is to be deployed now. Then what this version can only plan and wrong
+      settings become C(problems) instead of a failure.
     type: bool
     default: false
 attributes:

@@ -83,12 +83,12 @@ def source_check(disk, wishes, answers, present):
 
     def check(found):
         found = disk(found)
+        if not some or not found.fits:
+            return found
         download, errors = sources.find(
             found.model, found.precision, found.engine, wishes, answers, present
         )
-        if download or not some or not found.fits:
-            return found
-        return replace(found, why_not=f"{found.label}: {'; '.join(errors)}.")
+        return found if download else replace(found, why_not=f"{found.label}: {'; '.join(errors)}.")
 
     return check
 
