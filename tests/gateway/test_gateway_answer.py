@@ -130,19 +130,16 @@ ODD = (
 )
 
 
+BOTH = ',"reasoning":"%s","reasoning_content":"%s"'
 # content and what follows it, before and after
 CHANGES = [
     # nothing to do: not a byte changes
     ('"hi"', "", '"hi"', ""),
-    ('""', ',"reasoning_content":"r"', '""', ',"reasoning_content":"r"'),
     ("null", "", "null", ""),
-    (
-        '"<think>a</think>b"',
-        ',"reasoning_content":"r"',
-        '"<think>a</think>b"',
-        ',"reasoning_content":"r"',
-    ),
-    # Ollama's name
+    ('""', ',"reasoning":"r","reasoning_content":"r"', '""', BOTH % ("r", "r")),
+    # one name
+    ('""', ',"reasoning_content":"r"', '""', ',"reasoning_content":"r","reasoning":"r"'),
+    ('"<think>a</think>b"', ',"reasoning":"r"', '"<think>a</think>b"', BOTH % ("r", "r")),
     (
         '"hi"',
         ',"reasoning":"\\u003ca/\\"}]\\n\\ud83d\\ude00"',
@@ -155,15 +152,15 @@ CHANGES = [
         r'"\u003cthink\u003e\nso/x \"q\"\n\u003c/think\u003e\n\n4"',
         "",
         '"4"',
-        r',"reasoning_content":"so/x \"q\""',
+        BOTH % (r"so/x \"q\"", r"so/x \"q\""),
     ),
     (
         '"so\\n</think>\\n4"',
         ',"reasoning_content":null',
         '"4"',
-        ',"reasoning_content":"so"',
+        ',"reasoning_content":"so","reasoning":"so"',
     ),
-    ('"<think>\\nunfinished"', "", '""', ',"reasoning_content":"unfinished"'),
+    ('"<think>\\nunfinished"', "", '""', BOTH % ("unfinished", "unfinished")),
     # leaked token
     (f'"4 / 2{END}"', "", '"4 / 2"', ""),
     (f'"4{END}{END}\\n"', "", '"4"', ""),
@@ -208,11 +205,124 @@ def test_random_answers(start_gateway, stand_in):
         assert gateway.chat().json() == answer
 
 
+def event(delta: dict, finish=None, index=0) -> bytes:
+    choice = {"index": index, "delta": delta, "finish_reason": finish}
+    return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def deltas_of(body: bytes, index=0) -> list[dict]:
+    lines = [line[6:] for line in body.decode().splitlines() if line.startswith("data: {")]
+    choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+    return [choice["delta"] for choice in choices if choice["index"] == index]
+
+
+def joined(body: bytes, key: str, index=0) -> str:
+    return "".join(delta.get(key) or "" for delta in deltas_of(body, index))
+
+
 def test_leaked_token_in_a_stream(start_gateway, stand_in):
-    event = 'data: {"choices":[{"index":0,"delta":{"content":"4%s"},"finish_reason":null}]}\n\n'
-    stand_in.streams((event % END).encode(), b"data: [DONE]\n\n")
-    answer = start_gateway(stand_in.port).chat(stream=True)
-    assert answer.body.decode() == event % "" + "data: [DONE]\n\n"
+    stand_in.streams(event({"content": f"4{END}"}), event({}, "stop"), DONE)
+    body = start_gateway(stand_in.port).chat(stream=True).body
+    assert joined(body, "content") == "4"
+    assert body.endswith(DONE)
+
+
+TEMPLATES = [
+    "%s", "<think>%s</think>%s", "\n<think>\n%s\n</think>\n\n%s", "<think>%s", "%s</think>",
+    " <thin%s", "<%s", "%s<｜", "%s <｜end▁of▁sentence｜> %s",
+]  # fmt: skip
+
+
+def random_text(dice: random.Random) -> str:
+    bits = [
+        "a",
+        " ",
+        "\n",
+        "<",
+        "</",
+        "<think",
+        "</think",
+        END,
+        END[:7],
+        "<|im_end|>",
+        "é",
+        "1 < 2",
+    ]
+    template = dice.choice(TEMPLATES)
+    return template % tuple(
+        "".join(dice.choices(bits, k=dice.randrange(6))) for _ in range(template.count("%s"))
+    )
+
+
+def test_a_stream_says_what_a_whole_answer_says(start_gateway, stand_in):
+    """Thought and tokens left in the content, cut anywhere. A thought without its opening tag can
+    be known in a whole answer alone."""
+    dice = random.Random(6)
+    gateway = start_gateway(stand_in.port)
+    for _ in range(250):
+        text = random_text(dice)
+        if "</think>" in text and not text.lstrip().startswith("<think>"):
+            continue
+        stand_in.says(json.dumps({"choices": [{"message": {"content": text}}]}))
+        message = gateway.chat().json()["choices"][0]["message"]
+        cuts = sorted(dice.choices(range(len(text) + 1), k=dice.randrange(6)))
+        pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        events = [event({"content": piece}) for piece in pieces]
+        last = dice.choice([event({}, "stop"), b""])  # engines that leave it out
+        stand_in.streams(event({"role": "assistant", "content": ""}), *events, last + DONE)
+        body = gateway.chat(stream=True).body
+        for key in ("reasoning", "reasoning_content", "content"):
+            assert joined(body, key) == message.get(key, ""), (text, pieces, body)
+        assert body.endswith(DONE)
+
+
+def test_a_thought_that_the_engine_tells_itself(start_gateway, stand_in):
+    """Then the content is the answer, tags and all."""
+    stand_in.streams(
+        event({"role": "assistant", "content": None}), event({"reasoning": "so"}),
+        event({"content": "<thi"}), event({"content": "nk>x"}, "stop"), DONE,
+    )  # fmt: skip
+    body = start_gateway(stand_in.port).chat(stream=True).body
+    assert joined(body, "content") == "<think>x"
+    assert joined(body, "reasoning") == joined(body, "reasoning_content") == "so"
+
+
+def test_choices_of_a_stream_are_kept_apart(start_gateway, stand_in):
+    stand_in.streams(
+        event({"content": "<thi"}, index=0), event({"content": "<thi"}, index=1),
+        event({"content": "nk>a</think>"}, index=1), event({"content": "s"}, "stop", 0),
+        event({"content": "b"}, "stop", 1), DONE,
+    )  # fmt: skip
+    body = start_gateway(stand_in.port).chat(stream=True).body
+    assert (joined(body, "content", 0), joined(body, "reasoning", 0)) == ("<this", "")
+    assert (joined(body, "content", 1), joined(body, "reasoning", 1)) == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("eos", "stop"), ("max_tokens", "length"), ("abort", "length"), ("tool_calls", "tool_calls")],
+)
+def test_finish_reasons_in_openais_words(start_gateway, stand_in, said, told):
+    gateway = start_gateway(stand_in.port)
+    stand_in.says(json.dumps({"choices": [{"message": {"content": "a"}, "finish_reason": said}]}))
+    assert gateway.chat().json()["choices"][0]["finish_reason"] == told
+    stand_in.streams(event({"content": "a"}), event({}, said), DONE)
+    assert f'"finish_reason": "{told}"'.encode() in gateway.chat(stream=True).body.replace(
+        f'"finish_reason":"{told}"'.encode(), f'"finish_reason": "{told}"'.encode()
+    )
+
+
+def test_an_error_in_mid_stream(start_gateway, stand_in):
+    gateway = start_gateway(stand_in.port)
+    for said in ({"error": {"code": 500, "message": "it broke"}}, {"error": "it broke"}):
+        stand_in.streams(event({"content": "a"}), f"data: {json.dumps(said)}\n\n".encode())
+        last = gateway.chat(stream=True).body.decode().strip().splitlines()[-1]
+        assert json.loads(last.removeprefix("data: "))["error"] == {
+            "message": "it broke", "type": "server_error", "code": "internal_error", "param": None,
+        }  # fmt: skip
 
 
 def test_several_choices(start_gateway, stand_in):

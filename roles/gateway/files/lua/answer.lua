@@ -1,68 +1,106 @@
--- One answer format, whichever engine serves: the chain of thought in `reasoning_content` beside
--- `content`, no special tokens at the end. Engines say `reasoning_content` (llama.cpp),
--- `reasoning` (Ollama, vLLM), or leave <think>...</think> in the content.
+-- One answer format, whichever engine serves: the chain of thought in `reasoning_content` and, by
+-- its newer name, in `reasoning`, beside `content`; no special tokens at the end; finish reasons in
+-- OpenAI's words; errors in mid-stream as error events. Engines say `reasoning_content` (llama.cpp,
+-- DeepSeek), `reasoning` (Ollama, vLLM), or leave <think>...</think> in the content.
 
 local cjson = require "cjson.safe"
+local errors = require "gateway.errors"
 local json = require "gateway.json"
+local think = require "gateway.think"
 
 local answer = {}
+local settings = {}
 
-local END_TOKEN = "<｜end▁of▁sentence｜>"
+local NAMES = {"reasoning_content", "reasoning"}
+-- Other words for why an answer ended; `cut`: it is not whole, so it is not kept.
+local FINISH = {
+    eos = "stop", eos_token = "stop", end_turn = "stop", stop_sequence = "stop",
+    max_tokens = "length",
+}
+local CUT = {abort = "length", insufficient_system_resource = "length"}
+
+-- given: {unopened}, whether the engine leaves a thought without its opening tag in the content.
+function answer.init(given)
+    settings = given
+end
 
 local function encode(text)
     -- cjson escapes each slash, which JSON allows but nobody expects.
     return (cjson.encode(text):gsub("\\/", "/"))
 end
 
--- Two texts, reasoning and answer; the opening tag may be missing, because R1's template gives it.
-local function split_think(text)
-    local start = text:match("^%s*<think>()") or 1
-    local close, stop = text:find("</think>", start, true)
-    if close then
-        return text:sub(start, close - 1):match("^%s*(.-)%s*$"), text:sub(stop + 1):match("^%s*(.*)$")
-    elseif start > 1 then
-        return text:sub(start):match("^%s*(.-)%s*$"), ""
+local function filled(value)
+    return type(value) == "string" and value ~= ""
+end
+
+-- The name under which a message or delta tells its thought.
+local function told_as(part)
+    return filled(part[NAMES[1]]) and NAMES[1] or filled(part[NAMES[2]]) and NAMES[2]
+end
+
+-- Both names for a thought, as changes {key = raw JSON} for json.set.
+local function named(changes, part, raw)
+    for _, name in ipairs(NAMES) do
+        if not filled(part[name]) then
+            changes[name] = raw
+        end
     end
 end
 
-local function strip_end_token(text)
-    local body = text:match("^(.-)%s*$")
-    while body:sub(-#END_TOKEN) == END_TOKEN do
-        body = body:sub(1, -#END_TOKEN - 1)
-        text = body
-    end
-    return text
-end
-
--- What to change in a message, a delta or (of the completions route) a choice: {key = raw JSON}.
+-- What to change in a message, or in a choice of the completions route.
 -- raw(key) gives a member's text as the engine wrote it.
-local function changes_for(part, raw, whole)
-    local changes, found = {}, false
-    local reasoned = part.reasoning_content
-    if type(reasoned) ~= "string" and type(part.reasoning) == "string" then
-        reasoned = part.reasoning
-        changes.reasoning_content, found = raw("reasoning"), true
+local function of_whole(part, raw)
+    local changes = {}
+    local told = told_as(part)
+    if told then
+        named(changes, part, raw(told))
     end
     for _, key in ipairs({"content", "text"}) do
         local before = part[key]
         if type(before) == "string" then
-            local after = strip_end_token(before)
-            if whole and key == "content" and (type(reasoned) ~= "string" or reasoned == "") then
-                local thought, said = split_think(after)
-                if thought then
-                    changes.reasoning_content, after = encode(thought), said
-                end
+            local after = think.without_tokens(before)
+            local thought, said = nil, nil
+            if key == "content" and not told then
+                thought, said = think.split(after)
+            end
+            if thought then
+                named(changes, part, encode(thought))
+                after = said
             end
             if after ~= before then
-                changes[key], found = encode(after), true
+                changes[key] = encode(after)
             end
         end
     end
-    return found and changes
+    return changes
+end
+
+-- What to change in a delta, or in a choice of the completions route's stream.
+-- choice: what is known of this choice so far, {take, told}.
+local function of_piece(part, raw, choice, last)
+    local changes = {}
+    local told = told_as(part)
+    if told then
+        choice.told()
+        named(changes, part, raw(told))
+    end
+    local key = type(part.text) == "string" and "text" or "content"
+    local before = type(part[key]) == "string" and part[key] or ""
+    if before ~= "" or last then
+        local thought, said = choice.take(before, last)
+        if thought ~= "" then
+            named(changes, {}, encode(thought))
+        end
+        if said ~= before then
+            changes[key] = encode(said)
+        end
+    end
+    return changes
 end
 
 -- Returns the text with its choices in the one format, and whether every choice is finished.
-local function reshape(text, data, whole)
+-- change(part, raw, choice, last): of_whole or of_piece.
+local function reshape(text, data, change)
     local finished = #data.choices > 0
     local edits = {}
     local places
@@ -70,20 +108,26 @@ local function reshape(text, data, whole)
         if type(choice) ~= "table" then
             return text, false
         end
-        finished = finished and type(choice.finish_reason) == "string"
+        local reason = choice.finish_reason
+        local last = type(reason) == "string"
+        finished = finished and last and not CUT[reason]
         local part = choice.message or choice.delta
         local inside = type(part) == "table" and (choice.message and "message" or "delta")
-        local at
-        local function place()
+        local function place(within)
             places = places or json.array(text, (json.member(text, 1, "choices")))
-            at = at or (inside and json.member(text, places[i], inside) or places[i])
-            return at
+            return within and json.member(text, places[i], within) or places[i]
         end
-        local changes = changes_for(inside and part or choice, function(key)
-            return text:sub(json.member(text, place(), key))
-        end, whole)
-        if changes then
-            json.set(text, place(), changes, edits)
+        local changes = change(inside and part or choice, function(key)
+            return text:sub(json.member(text, place(inside), key))
+        end, choice, last)
+        local word = last and (FINISH[reason] or CUT[reason])
+        if word and not inside then
+            changes.finish_reason = encode(word)
+        elseif word then
+            json.set(text, place(), {finish_reason = encode(word)}, edits)
+        end
+        if next(changes) then
+            json.set(text, place(inside), changes, edits)
         end
     end
     if #edits > 0 then
@@ -99,29 +143,87 @@ function answer.whole(text)
     if type(data) ~= "table" or type(data.choices) ~= "table" then
         return text, false
     end
-    local shaped, finished = reshape(text, data, true)
+    local shaped, finished = reshape(text, data, of_whole)
     return shaped, finished and (data.error == nil or data.error == cjson.null)
 end
 
-local function event(lines)
-    if not lines:find('"reasoning"', 1, true) and not lines:find("sentence", 1, true) then
-        return lines
-    end
-    return (lines:gsub("(data: ?)([^\r\n]+)", function(field, text)
-        local data = cjson.decode(text)
-        if type(data) == "table" and type(data.choices) == "table" then
-            return field .. reshape(text, data, false)
+-- An engine's error in the middle of a stream, as an error event.
+local function failure(data)
+    local given = type(data.error) == "table" and data.error or {message = data.error}
+    local status = tonumber(given.code)
+    return errors.body(status and status >= 400 and status < 600 and status or 500, given)
+end
+
+-- The events of one stream in the one format.
+local function events()
+    local choices, envelope = {}, {}
+
+    local function choice_of(index)
+        index = type(index) == "number" and index or 0
+        if not choices[index] then
+            local take, told = think.pieces(settings.unopened)
+            choices[index] = {take = take, told = told}
         end
-    end))
+        return choices[index]
+    end
+
+    local function change(part, raw, choice, last)
+        local known = choice_of(choice.index)
+        known.over = known.over or last
+        return of_piece(part, raw, known, last)
+    end
+
+    local function data_line(field, text)
+        local data = cjson.decode(text)
+        if type(data) ~= "table" then
+            return nil
+        elseif data.error and data.error ~= cjson.null then
+            return field .. failure(data)
+        elseif type(data.choices) == "table" then
+            envelope = data
+            return field .. reshape(text, data, change)
+        end
+    end
+
+    -- What is held back of choices that the engine never finished.
+    local function rest()
+        local out = {}
+        for index, choice in pairs(choices) do
+            if not choice.over then
+                local thought, said = choice.take("", true)
+                local delta = {content = said ~= "" and said or nil}
+                for _, name in ipairs(NAMES) do
+                    delta[name] = thought ~= "" and thought or nil
+                end
+                if next(delta) then
+                    out[#out + 1] = "data: " .. encode({
+                        id = envelope.id, object = envelope.object, created = envelope.created,
+                        model = envelope.model,
+                        choices = {{index = index, delta = delta, finish_reason = cjson.null}},
+                    }) .. "\n\n"
+                end
+                choice.over = true
+            end
+        end
+        return table.concat(out)
+    end
+
+    return function(lines)
+        if lines:find("^data: ?%[DONE%]") then
+            return rest() .. lines
+        end
+        return (lines:gsub("(data: ?)([^\r\n]+)", data_line))
+    end, rest
 end
 
 -- A function that takes a stream's bytes as they come and returns the whole events among them,
 -- in the one format. Called with nil, it returns what is left.
 function answer.stream()
+    local shaped, held = events()
     local rest = ""
     return function(bytes)
         if not bytes then
-            return rest
+            return rest:find("^data: ?%[DONE%]") and held() .. rest or rest .. held()
         end
         rest = rest .. bytes
         local out, from = {}, 1
@@ -130,7 +232,7 @@ function answer.stream()
             if not stop then
                 break
             end
-            out[#out + 1] = event(rest:sub(from, stop))
+            out[#out + 1] = shaped(rest:sub(from, stop))
             from = stop + 1
         end
         rest = rest:sub(from)

@@ -127,7 +127,7 @@ end
 
 -- Adds to `edits` what sets the members `changes` ({key = raw JSON}) of the object at `at`.
 function json.set(text, at, changes, edits)
-    local members = json.object(text, at)
+    local members, close = json.object(text, at)
     local missing = {}
     for key, raw in pairs(changes) do
         missing[key] = raw
@@ -138,9 +138,17 @@ function json.set(text, at, changes, edits)
             missing[member.key] = nil
         end
     end
-    local last = members[#members].to
+    local last = #members > 0 and members[#members].to or close - 1
+    local added = {}
     for key, raw in pairs(missing) do
-        edits[#edits + 1] = {from = last + 1, to = last, text = ',"' .. key .. '":' .. raw}
+        added[#added + 1] = '"' .. key .. '":' .. raw
+    end
+    table.sort(added)
+    if #added > 0 then
+        local comma = #members > 0 and "," or ""
+        edits[#edits + 1] = {
+            from = last + 1, to = last, text = comma .. table.concat(added, ","),
+        }
     end
 end
 
