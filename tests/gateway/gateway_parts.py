@@ -23,6 +23,7 @@ PLAN = {
     "engine": "llamacpp",
     "served_model_name": "tiny-r1",
     "precision": "q4_k_m",
+    "max_model_len": 4096,
     "download": {"files": [{"path": "tiny-r1.gguf", "bytes": 1, "sha256": "00"}]},
 }
 

@@ -279,6 +279,18 @@ def test_a_stream_says_what_a_whole_answer_says(start_gateway, stand_in):
         assert body.endswith(DONE)
 
 
+def test_a_stream_without_the_opening_tag(start_gateway, stand_in):
+    """Where the operator says that the engine leaves it out."""
+    stand_in.streams(
+        event({"content": " so"}), event({"content": "\n</th"}), event({"content": "ink>\n\n4"}),
+        event({}, "stop"), DONE,
+    )  # fmt: skip
+    for unopened, thought, said in ((True, "so", "4"), (False, "", " so\n</think>\n\n4")):
+        gateway = start_gateway(stand_in.port, gateway_unopened_think=unopened)
+        body = gateway.chat(stream=True).body
+        assert (joined(body, "reasoning"), joined(body, "content")) == (thought, said)
+
+
 def test_a_thought_that_the_engine_tells_itself(start_gateway, stand_in):
     """Then the content is the answer, tags and all."""
     stand_in.streams(

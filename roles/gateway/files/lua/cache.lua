@@ -10,7 +10,7 @@ local state = ngx.shared.gateway_state
 local cache = {}
 local settings
 
-local FORMAT = "1" -- of key and value; a new one leaves old entries behind
+local FORMAT = "2" -- of key and value; a new one leaves old entries behind
 local BREAK_SECONDS = 5 -- how long Redis is left alone after a failure
 
 -- given: {ttl (s), max_bytes, model (digest)}
@@ -61,7 +61,7 @@ function cache.key(client, route, content_type, control, body)
     return "r1:" .. hash.hex(hash.sha256(table.concat(parts)))
 end
 
--- Returns the stored answer or nil, and what to say in X-Cache.
+-- Returns the stored answer or nil, what to say in X-Cache, and in X-R1-Policy.
 function cache.get(key)
     if not key or state:get("redis_down") then
         return nil, "BYPASS"
@@ -73,15 +73,17 @@ function cache.get(key)
     elseif value == ngx.null then
         return nil, "MISS"
     end
-    return value, "HIT"
+    local policy, answer = value:match("^([^\n]*)\n(.*)$")
+    return answer, "HIT", policy
 end
 
 -- Stores an answer. Call it before the client gets the answer, so that its next request finds it:
 -- Redis reads a long command in several turns, and may serve another connection between them.
-function cache.put(key, value)
-    if #value > settings.max_bytes then
+function cache.put(key, answer, policy)
+    if #answer > settings.max_bytes then
         return
     end
+    local value = policy .. "\n" .. answer
     local ok, err = redis.ask("SET", key, value, "EX", settings.ttl)
     if not ok then
         broken(err)

@@ -52,6 +52,8 @@ local function next_char(text, at)
     return at, at and sub(text, at, at)
 end
 
+json.value_end = value_end
+
 -- The object whose brace stands at `at`: a list of {key, from, to} and its closing brace.
 -- `key` is as written, escapes and all.
 function json.object(text, at)

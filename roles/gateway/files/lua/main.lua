@@ -9,6 +9,7 @@ local errors = require "gateway.errors"
 local health = require "gateway.health"
 local limit = require "gateway.limit"
 local ollama = require "gateway.ollama"
+local policy = require "gateway.policy"
 local redis = require "gateway.redis"
 
 local main = {}
@@ -48,6 +49,8 @@ function main.init(settings, secrets_file)
     health.init(settings.engine.health)
     limit.init(settings.rate_limit)
     ollama.init(settings.ollama)
+    policy.init(settings.policy)
+    answer.init(settings.answer)
     redis.init(settings.redis)
     cache.init(settings.cache)
 end
@@ -158,7 +161,7 @@ local function relay(request, route, key)
         body = ollama.plain_names(body)
     end
     if complete and key and response.status == 200 then
-        cache.put(key, body)
+        cache.put(key, body, ngx.ctx.policy)
     end
     return send(body)
 end
@@ -191,18 +194,23 @@ function main.serve()
 
     local path = var.uri .. (var.args and "?" .. var.args or "")
     local body, in_memory = read_body()
-    local key = route.choices and in_memory
-        and cache.key(client, path, var.http_content_type, var.http_cache_control, body) or nil
+    local asked = var.http_x_r1_policy
+    local key = route.choices and in_memory and cache.key(client, path .. " " .. (asked or ""),
+        var.http_content_type, var.http_cache_control, body) or nil
     local stored
-    stored, ctx.cache = cache.get(key)
+    stored, ctx.cache, ctx.policy = cache.get(key)
     ngx.header["X-Cache"] = ctx.cache
     if stored then
+        ngx.header["X-R1-Policy"] = ctx.policy
         return send(stored)
     end
     if route.choices then
-        local problem
-        body, problem = ollama.prepare(body)
-        if not body then
+        local applied
+        body, applied = policy.apply(body, asked, name == "/v1/chat/completions")
+        ctx.policy = #applied > 0 and table.concat(applied, ", ") or "none"
+        ngx.header["X-R1-Policy"] = ctx.policy
+        local problem = ollama.refuses(body)
+        if problem then
             return errors.send(400, {
                 message = problem, code = "context_length_exceeded", param = "messages",
             })

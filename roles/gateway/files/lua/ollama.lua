@@ -1,39 +1,16 @@
--- What Ollama's OpenAI routes do otherwise than a client may expect: they put their own sampling
--- in the place of the model's, cut a prompt that is longer than the context without a word, and
--- list models by names that end in `:latest`.
+-- What Ollama's OpenAI routes do otherwise than a client may expect: they cut a prompt that is longer
+-- than the context without a word, and list models by names that end in `:latest`.
 
 local cjson = require "cjson.safe"
 local engine = require "gateway.engine"
 local errors = require "gateway.errors"
-local json = require "gateway.json"
 
 local ollama = {}
 local settings
 
--- given: {context (tokens), sampling ({name = value})}; empty for another engine.
+-- given: {context (tokens)}; empty for another engine.
 function ollama.init(given)
     settings = next(given) and given
-end
-
--- The body with the model's own sampling where the client asked for none.
-local function with_sampling(body)
-    local members, close = json.object(body)
-    if not members then
-        return body
-    end
-    local given, missing = {}, {}
-    for _, member in ipairs(members) do
-        given[member.key] = true
-    end
-    for name, value in pairs(settings.sampling) do
-        if not given[name] then
-            missing[#missing + 1] = ('"%s":%s'):format(name, cjson.encode(value))
-        end
-    end
-    if #members > 0 and #missing > 0 then
-        missing[1] = "," .. missing[1]
-    end
-    return body:sub(1, close - 1) .. table.concat(missing, ",") .. body:sub(close)
 end
 
 -- A message's text: Ollama's own route takes no list of parts.
@@ -87,17 +64,11 @@ local function too_long(body)
     end
 end
 
--- Returns the body to send, or nil and why the request cannot be answered whole.
-function ollama.prepare(body)
-    if not settings then
-        return body
-    end
-    local problem = too_long(body)
-    if problem then
-        return nil, ("The prompt is longer than the context of %d tokens: %s"):format(
-            settings.context, problem)
-    end
-    return with_sampling(body)
+-- Why the request cannot be answered whole, or nil.
+function ollama.refuses(body)
+    local problem = settings and too_long(body)
+    return problem and ("The prompt is longer than the context of %d tokens: %s"):format(
+        settings.context, problem)
 end
 
 -- The list of models, or one, by the names that requests use.
