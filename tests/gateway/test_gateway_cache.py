@@ -64,7 +64,7 @@ def test_an_entry_belongs_to_key_route_and_bytes(start_gateway, redis, counting)
         lambda: gateway.ask("/v1/chat/completions", body, key=KEYS[1]["key"]),
         lambda: gateway.ask("/v1/completions", body),
         lambda: gateway.ask("/v1/chat/completions?x=1", body),
-        lambda: gateway.ask("/v1/chat/completions", body + b" "),
+        lambda: gateway.ask("/v1/chat/completions", body.replace(b"[]", b"[ ]")),
         lambda: gateway.ask("/v1/chat/completions", body.replace(b"x", b"y")),
     ):
         first, second = ask(), ask()
@@ -72,6 +72,97 @@ def test_an_entry_belongs_to_key_route_and_bytes(start_gateway, redis, counting)
         assert first.body == second.body
         seen.add(first.body)
     assert len(seen) == 6
+
+
+def test_order_and_form_of_the_question_make_no_other_entry(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    first = gateway.ask("/v1/chat/completions", b'{"prompt":"x","messages":[],"temperature":0}')
+    for body in (
+        b' {"temperature" : 0,"messages":[], "prompt":"x" }',
+        b'{"stream":false,"prompt":"x","messages":[],"temperature":0,"stream_options":null}',
+    ):
+        again = gateway.ask("/v1/chat/completions", body)
+        assert (again.cache, again.body) == ("HIT", first.body)
+
+
+def chunks(answer) -> list:
+    lines = [line[6:] for line in answer.body.decode().splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def told(answer) -> tuple:
+    """Thought, answer, end and usage of either form."""
+    if answer.body.startswith(b"{"):
+        data = answer.json()
+        message = data["choices"][0]["message"]
+        thought, end = message["reasoning_content"], data["choices"][0]["finish_reason"]
+        return thought, message["content"], end, data["usage"]["completion_tokens"]
+    parts = [choice for chunk in chunks(answer) for choice in chunk["choices"]]
+    text = {
+        key: "".join(part["delta"].get(key) or "" for part in parts)
+        for key in ("reasoning_content", "content")
+    }
+    usage = [chunk["usage"]["completion_tokens"] for chunk in chunks(answer) if chunk.get("usage")]
+    return *text.values(), parts[-1]["finish_reason"], usage[-1] if usage else None
+
+
+USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize("first", [{}, USAGE])
+def test_one_entry_serves_both_forms(gateway, first):
+    """A real engine's answer, asked for whole and as a stream, in either order."""
+    asked = gateway.chat(temperature=0, **first)
+    same = gateway.chat(temperature=0, **first)
+    assert (asked.cache, same.cache) == ("MISS", "HIT")
+    assert asked.body == same.body
+    for other in ({}, USAGE, {"stream": True}):
+        answer = gateway.chat(temperature=0, **other)
+        assert answer.cache == "HIT"
+        thought, said, end, usage = told(answer)
+        assert (thought, said, end) == told(asked)[:3]
+        assert usage == (None if other == {"stream": True} else told(asked)[3])
+        kind = "text/event-stream" if other else "application/json"
+        assert answer.headers["Content-Type"].startswith(kind)
+
+
+def test_a_stream_without_usage_serves_streams_alone(gateway):
+    asked, again = (gateway.chat(temperature=0, stream=True) for _ in range(2))
+    assert (asked.cache, again.cache) == ("MISS", "HIT")
+    assert asked.body == again.body
+    assert gateway.chat(temperature=0).cache == "MISS", "its usage is not known"
+
+
+def test_what_would_lose_something_is_asked_again(start_gateway, stand_in, redis):
+    gateway = start_gateway(stand_in.port)
+    for more in ({"tool_calls": [{"id": "1"}]}, {"audio": {"id": "1"}}):
+        message = {"role": "assistant", "content": "4", **more}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        stand_in.says(json.dumps({"object": "chat.completion", "choices": choices}))
+        assert gateway.chat(seed=len(message), **more).cache == "MISS"
+        assert gateway.chat(seed=len(message), **more).cache == "HIT"
+        assert gateway.chat(seed=len(message), stream=True, **more).cache == "MISS"
+
+
+PIECE = (
+    'data: {"object":"chat.completion.chunk","choices":'
+    '[{"index":0,"delta":{"content":"4"},"finish_reason":%s}]}\n\n'
+)
+ENDS = [
+    (PIECE % "null" + PIECE % '"stop"', b"0\r\n\r\n", "no last word"),
+    (PIECE % "null" + "data: [DONE]\n\n", b"0\r\n\r\n", "no finish"),
+    (PIECE % '"abort"' + "data: [DONE]\n\n", b"0\r\n\r\n", "broken off"),
+    (PIECE % '"stop"' + 'data: {"error":"x"}\n\ndata: [DONE]\n\n', b"0\r\n\r\n", "an error"),
+    (PIECE % '"stop"' + "data: [DONE]\n\n", b"", "cut"),
+]
+
+
+@pytest.mark.parametrize(("stream", "end", "why"), ENDS, ids=lambda value: str(value)[-12:])
+def test_a_stream_that_is_not_whole_is_not_kept(start_gateway, stand_in, redis, stream, end, why):
+    stand_in.streams(stream.encode(), end=end)
+    gateway = start_gateway(stand_in.port)
+    assert [gateway.chat(seed=1, stream=True).cache for _ in range(2)] == ["MISS", "MISS"], why
 
 
 def test_another_model_never_finds_the_answers(start_gateway, redis, counting):
@@ -97,7 +188,7 @@ CACHED = [
     ('{"seed":null}', False),
     ('{"seed":-1}', False),
     ('{"seed":4294967295}', False),
-    ('{"temperature":0,"stream":true}', False),
+    ('{"temperature":0,"stream":true,"stream_options":{"x":1}}', False),
     ('{"options":{"temperature":0}}', False),
     ('{"temperature":0,"temperature":1}', False),
     ('{"temperature":0,"temp\\u0065rature":1}', False),

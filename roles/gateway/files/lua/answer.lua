@@ -157,6 +157,7 @@ end
 -- The events of one stream in the one format.
 local function events()
     local choices, envelope = {}, {}
+    local cut, closed = false, false -- an error or an end that is none; the stream's last word
 
     local function choice_of(index)
         index = type(index) == "number" and index or 0
@@ -170,6 +171,7 @@ local function events()
     local function change(part, raw, choice, last)
         local known = choice_of(choice.index)
         known.over = known.over or last
+        cut = cut or last and CUT[choice.finish_reason] ~= nil
         return of_piece(part, raw, known, last)
     end
 
@@ -178,6 +180,7 @@ local function events()
         if type(data) ~= "table" then
             return nil
         elseif data.error and data.error ~= cjson.null then
+            cut = true
             return field .. failure(data)
         elseif type(data.choices) == "table" then
             envelope = data
@@ -190,6 +193,7 @@ local function events()
         local out = {}
         for index, choice in pairs(choices) do
             if not choice.over then
+                cut = true
                 local thought, said = choice.take("", true)
                 local delta = {content = said ~= "" and said or nil}
                 for _, name in ipairs(NAMES) do
@@ -210,16 +214,20 @@ local function events()
 
     return function(lines)
         if lines:find("^data: ?%[DONE%]") then
+            closed = true
             return rest() .. lines
         end
         return (lines:gsub("(data: ?)([^\r\n]+)", data_line))
-    end, rest
+    end, rest, function()
+        return closed and not cut and next(choices) ~= nil
+    end
 end
 
 -- A function that takes a stream's bytes as they come and returns the whole events among them,
--- in the one format. Called with nil, it returns what is left.
+-- in the one format; called with nil, it returns what is left. And one that says whether the
+-- stream is complete: every choice finished, no error, its last word said.
 function answer.stream()
-    local shaped, held = events()
+    local shaped, held, complete = events()
     local rest = ""
     return function(bytes)
         if not bytes then
@@ -237,7 +245,7 @@ function answer.stream()
         end
         rest = rest:sub(from)
         return table.concat(out)
-    end
+    end, complete
 end
 
 return answer

@@ -78,8 +78,8 @@ local function fail(err)
     return err == "timeout" and 504 or 502
 end
 
-local function send(body)
-    ngx.header["Content-Type"] = "application/json"
+local function send(body, type)
+    ngx.header["Content-Type"] = type or "application/json"
     ngx.header["Content-Length"] = #body
     ngx.print(body)
 end
@@ -99,12 +99,17 @@ local function refuse_as_engine(response, request)
     return errors.send(status, given)
 end
 
-local function pass(response, shape, end_with)
+-- keep(bytes): what the client gets, and at its end nil.
+local function pass(response, shape, end_with, keep)
     ngx.header["Content-Type"] = response.type
     while true do
         local bytes, err = response.read()
         if not bytes then
             local rest = err and end_with and end_with(fail(err)) or shape(nil)
+            if not err and keep then
+                keep(rest)
+                keep(nil)
+            end
             if rest ~= "" then
                 ngx.print(rest)
             end
@@ -114,6 +119,9 @@ local function pass(response, shape, end_with)
             return
         end
         bytes = shape(bytes)
+        if keep then
+            keep(bytes)
+        end
         if bytes ~= "" then
             ngx.print(bytes)
             if not ngx.flush(true) then
@@ -131,7 +139,26 @@ local function error_event(status)
     return "data: " .. errors.body(status) .. "\n\n"
 end
 
-local function relay(request, route, key)
+-- Collects a stream for the cache, which takes it when it is whole.
+local function collector(entry, finished)
+    local parts, size = {}, 0
+    return function(bytes)
+        if not bytes then
+            if parts and finished() then
+                cache.put(entry, table.concat(parts), ngx.ctx.policy)
+            end
+            return
+        end
+        size = size + #bytes
+        if parts and not cache.takes(size) then
+            parts = nil
+        elseif parts then
+            parts[#parts + 1] = bytes
+        end
+    end
+end
+
+local function relay(request, route, entry)
     ngx.ctx.asked = ngx.now()
     local response, err = engine.ask(request)
     if not response then
@@ -143,7 +170,12 @@ local function relay(request, route, key)
     if response.type:find("text/event-stream", 1, true) then
         ngx.header["Cache-Control"] = "no-cache"
         ngx.header["X-Accel-Buffering"] = "no"
-        return pass(response, route.choices and answer.stream() or plain, error_event)
+        if not route.choices then
+            return pass(response, plain, error_event)
+        end
+        local shape, finished = answer.stream()
+        local keep = entry and entry.type == "text/event-stream" and collector(entry, finished)
+        return pass(response, shape, error_event, keep)
     elseif not response.type:find("json", 1, true) then
         return pass(response, plain) -- speech, ...
     end
@@ -160,8 +192,8 @@ local function relay(request, route, key)
     elseif route.method == "GET" then
         body = ollama.plain_names(body)
     end
-    if complete and key and response.status == 200 then
-        cache.put(key, body, ngx.ctx.policy)
+    if complete and entry and entry.type == "application/json" and response.status == 200 then
+        cache.put(entry, body, ngx.ctx.policy)
     end
     return send(body)
 end
@@ -195,14 +227,14 @@ function main.serve()
     local path = var.uri .. (var.args and "?" .. var.args or "")
     local body, in_memory = read_body()
     local asked = var.http_x_r1_policy
-    local key = route.choices and in_memory and cache.key(client, path .. " " .. (asked or ""),
+    local entry = route.choices and in_memory and cache.entry(client, path .. " " .. (asked or ""),
         var.http_content_type, var.http_cache_control, body) or nil
     local stored
-    stored, ctx.cache, ctx.policy = cache.get(key)
+    stored, ctx.cache, ctx.policy = cache.get(entry)
     ngx.header["X-Cache"] = ctx.cache
     if stored then
         ngx.header["X-R1-Policy"] = ctx.policy
-        return send(stored)
+        return send(stored, entry.type)
     end
     if route.choices then
         local applied
@@ -222,7 +254,7 @@ function main.serve()
         content_type = var.http_content_type,
         accept = var.http_accept,
         body = body,
-    }, route, ctx.cache == "MISS" and key)
+    }, route, ctx.cache == "MISS" and entry)
 end
 
 function main.not_found()
