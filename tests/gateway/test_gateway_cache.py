@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from gateway_parts import KEYS
@@ -16,7 +17,13 @@ COMPLETE = '{"choices":[{"message":{"content":"4"},"finish_reason":"stop"}],"nr"
 
 
 def entries(redis) -> int:
-    return int(command(redis, "DBSIZE"))
+    """Answers, once the word is gone that there is none to wait for."""
+    deadline = time.monotonic() + 3
+    while count := int(command(redis, "DBSIZE")):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return count
 
 
 def command(redis, *words) -> str:
@@ -163,6 +170,89 @@ def test_a_stream_that_is_not_whole_is_not_kept(start_gateway, stand_in, redis, 
     stand_in.streams(stream.encode(), end=end)
     gateway = start_gateway(stand_in.port)
     assert [gateway.chat(seed=1, stream=True).cache for _ in range(2)] == ["MISS", "MISS"], why
+
+
+@pytest.fixture
+def slow(stand_in):
+    """A stand-in that takes half a second, whose answers differ each time."""
+    original = stand_in.answer
+
+    def answer(connection):
+        stand_in.says(COMPLETE % len(stand_in.requests))
+        stand_in.pieces.insert(0, 0.5)
+        original(connection)
+
+    stand_in.answer = answer
+    return stand_in
+
+
+def test_one_engine_call_for_identical_questions_at_once(start_gateway, redis, slow):
+    """Also where two gateways share a Redis."""
+    gateways = [start_gateway(slow.port), start_gateway(slow.port)]
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda i: gateways[i % 2].chat(temperature=0), range(24)))
+    assert len(slow.requests) == 1
+    assert {answer.body for answer in found} == {found[0].body}
+    assert [answer.cache for answer in found].count("MISS") == 1
+    assert max(answer.seconds for answer in found) < 3
+
+
+def test_another_one_asks_when_the_first_leaves(start_gateway, redis, slow):
+    gateway = start_gateway(slow.port)
+    body = json.dumps({"messages": [], "temperature": 0}).encode()
+    with socket.create_connection(("127.0.0.1", gateway.port)) as first:
+        head = f"Authorization: Bearer {KEYS[0]['key']}\r\nContent-Type: application/json\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n{head}"
+        first.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        time.sleep(0.2)
+        with ThreadPoolExecutor(4) as pool:
+            asks = [pool.submit(gateway.ask, "/v1/chat/completions", body) for _ in range(4)]
+            time.sleep(0.1)
+            first.close()
+            found = [ask.result() for ask in asks]
+    assert len(slow.requests) == 2, "the one who left, and one of the four"
+    assert len({answer.body for answer in found}) == 1
+    assert max(answer.seconds for answer in found) < 2
+
+
+def test_a_gateway_that_dies_holds_nobody_up_for_long(start_gateway, redis, slow):
+    command(redis, "CONFIG", "SET", "save", "")
+    dead, alive = start_gateway(slow.port), start_gateway(slow.port)
+    with ThreadPoolExecutor(2) as pool:
+        lost = pool.submit(dead.chat, temperature=0)
+        time.sleep(0.2)
+        left = pool.submit(alive.chat, temperature=0)
+        time.sleep(0.1)
+        for child in children(dead.process.pid):
+            os.kill(child, signal.SIGKILL)
+        dead.process.kill()
+        assert left.result().status == 200
+        assert left.result().seconds < 8
+        with pytest.raises(OSError):
+            lost.result()
+
+
+def children(pid) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_an_answer_that_is_not_kept_lets_all_others_go(start_gateway, redis, stand_in):
+    """Not one after the other."""
+    stand_in.says('{"error":{"message":"no"}}', "500 Oops")
+    stand_in.pieces.insert(0, 0.4)
+    gateway = start_gateway(stand_in.port)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: gateway.chat(temperature=0), range(6)))
+    assert {answer.status for answer in found} == {500}
+    assert max(answer.seconds for answer in found) < 1.5
+
+
+def test_a_stream_and_a_whole_answer_wait_for_each_other(gateway):
+    with ThreadPoolExecutor(4) as pool:
+        asks = [{}, USAGE, {}, USAGE]
+        found = list(pool.map(lambda more: gateway.chat(temperature=0, **more), asks))
+    assert len({told(answer)[:2] for answer in found}) == 1
+    assert [answer.cache for answer in found].count("MISS") == 1
 
 
 def test_another_model_never_finds_the_answers(start_gateway, redis, counting):

@@ -152,15 +152,17 @@ end
 
 -- Stores an answer. Call it before the client gets the answer, so that its next request finds it:
 -- Redis reads a long command in several turns, and may serve another connection between them.
+-- Returns whether it is kept.
 function cache.put(entry, answer, policy)
     if not cache.takes(#answer) then
-        return
+        return false
     end
     local value = policy .. "\n" .. answer
     local ok, err = redis.ask("SET", entry.key .. entry.form, value, "EX", settings.ttl)
     if not ok then
         broken(err)
     end
+    return ok ~= nil
 end
 
 return cache

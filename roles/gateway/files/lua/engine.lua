@@ -8,6 +8,11 @@ function engine.init(given)
     settings = given
 end
 
+-- Seconds that an answer may take to come.
+function engine.patience()
+    return settings.read_timeout / 1000
+end
+
 local PIECE = 65536
 
 -- What has arrived, up to `most` bytes.

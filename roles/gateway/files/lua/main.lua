@@ -6,6 +6,7 @@ local auth = require "gateway.auth"
 local cache = require "gateway.cache"
 local engine = require "gateway.engine"
 local errors = require "gateway.errors"
+local flight = require "gateway.flight"
 local health = require "gateway.health"
 local limit = require "gateway.limit"
 local ollama = require "gateway.ollama"
@@ -99,6 +100,15 @@ local function refuse_as_engine(response, request)
     return errors.send(status, given)
 end
 
+-- Lets those go that wait for the same answer.
+local function landed()
+    local ctx = ngx.ctx
+    if ctx.landed then
+        ctx.landed(ctx.kept)
+        ctx.landed = nil
+    end
+end
+
 -- keep(bytes): what the client gets, and at its end nil.
 local function pass(response, shape, end_with, keep)
     ngx.header["Content-Type"] = response.type
@@ -110,6 +120,7 @@ local function pass(response, shape, end_with, keep)
                 keep(rest)
                 keep(nil)
             end
+            landed()
             if rest ~= "" then
                 ngx.print(rest)
             end
@@ -145,7 +156,7 @@ local function collector(entry, finished)
     return function(bytes)
         if not bytes then
             if parts and finished() then
-                cache.put(entry, table.concat(parts), ngx.ctx.policy)
+                ngx.ctx.kept = cache.put(entry, table.concat(parts), ngx.ctx.policy)
             end
             return
         end
@@ -193,12 +204,13 @@ local function relay(request, route, entry)
         body = ollama.plain_names(body)
     end
     if complete and entry and entry.type == "application/json" and response.status == 200 then
-        cache.put(entry, body, ngx.ctx.policy)
+        ngx.ctx.kept = cache.put(entry, body, ngx.ctx.policy)
     end
+    landed()
     return send(body)
 end
 
-function main.serve()
+local function serve()
     local ctx, var = ngx.ctx, ngx.var
     local client, problem = auth.client(var.http_authorization)
     if not client then
@@ -232,6 +244,14 @@ function main.serve()
     local stored
     stored, ctx.cache, ctx.policy = cache.get(entry)
     ngx.header["X-Cache"] = ctx.cache
+    if not stored and ctx.cache == "MISS" then
+        stored, ctx.landed = flight.enter(entry.key, function()
+            local found
+            found, ctx.cache, ctx.policy = cache.get(entry)
+            return found
+        end, engine.patience())
+        ngx.header["X-Cache"] = ctx.cache
+    end
     if stored then
         ngx.header["X-R1-Policy"] = ctx.policy
         return send(stored, entry.type)
@@ -255,6 +275,11 @@ function main.serve()
         accept = var.http_accept,
         body = body,
     }, route, ctx.cache == "MISS" and entry)
+end
+
+function main.serve()
+    serve()
+    landed()
 end
 
 function main.not_found()
