@@ -119,7 +119,7 @@ def test_broken_json_is_the_clients_fault(gateway):
 def test_engine_gets_its_own_key_and_the_same_bytes(start_gateway, stand_in):
     stand_in.says('{"choices":[]}')
     gateway = start_gateway(stand_in.port)
-    body = b'{ "model" : "x",  "n":9007199254740993 }'
+    body = b'{ "model" : "x",  "n":9007199254740993, "temperature":1, "top_p":1, "max_tokens":9 }'
     gateway.ask("/v1/chat/completions?a=b%20c", body, Cookie="secret", X_Forwarded_For="1.2.3.4")
     head, received = stand_in.requests[0]
     assert received == body
