@@ -124,6 +124,7 @@ local function converted(entry)
                 answer = transcript.events(whole, entry.form == WITH_USAGE)
             end
             if answer then
+                cache.put(entry, answer, policy) -- the next time it is there as it is asked for
                 return answer, policy
             end
         end

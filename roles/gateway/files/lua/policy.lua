@@ -42,22 +42,33 @@ local function encode(value)
     return (cjson.encode(value):gsub("\\/", "/"))
 end
 
--- A message as its members in order, its role, and its content decoded.
+-- A message as its members in order, where it lies, and its role.
 local function read(text, at)
-    local members = json.object(text, at)
-    local message = {raw = {}}
-    for _, member in ipairs(members or {}) do
-        local raw = text:sub(member.from, member.to)
-        message.raw[#message.raw + 1] = {key = member.key, raw = raw}
-        if member.key == "role" or member.key == "content" then
-            message[member.key] = cjson.decode(raw)
+    local members, to = json.object(text, at)
+    if not members then
+        return nil
+    end
+    local message = {raw = {}, from = at, to = to}
+    for i, member in ipairs(members) do
+        message.raw[i] = {key = member.key, raw = text:sub(member.from, member.to)}
+        if member.key == "role" then
+            message.role = cjson.decode(message.raw[i].raw)
         end
     end
-    return members and message
+    return message
+end
+
+-- Decoded only where a rule asks for it: it may be long.
+local function content_of(message)
+    for _, member in ipairs(message.raw) do
+        if member.key == "content" then
+            return cjson.decode(member.raw)
+        end
+    end
 end
 
 local function set_content(message, content)
-    message.content, message.changed = content, true
+    message.changed = true
     for _, member in ipairs(message.raw) do
         if member.key == "content" then
             member.raw = encode(content)
@@ -106,7 +117,7 @@ local function without_system(messages)
     local told, kept = {}, {}
     for _, message in ipairs(messages) do
         if message.role == "system" or message.role == "developer" then
-            told[#told + 1] = text_of(message.content)
+            told[#told + 1] = text_of(content_of(message))
         else
             kept[#kept + 1] = message
         end
@@ -117,11 +128,11 @@ local function without_system(messages)
     local before = table.concat(told, "\n\n")
     for _, message in ipairs(kept) do
         if message.role == "user" then
-            set_content(message, joined(before, message.content))
+            set_content(message, joined(before, content_of(message)))
             return kept, true
         end
     end
-    table.insert(kept, 1, {changed = true, role = "user", content = before, raw = {
+    table.insert(kept, 1, {changed = true, role = "user", raw = {
         {key = "role", raw = '"user"'}, {key = "content", raw = encode(before)},
     }})
     return kept, true
@@ -140,9 +151,10 @@ local function without_thoughts(messages)
             end
             message.changed = message.changed or #kept < #message.raw
             message.raw = kept
+            local content = content_of(message)
             local thought, said = nil, nil
-            if type(message.content) == "string" then
-                thought, said = think.split(message.content)
+            if type(content) == "string" then
+                thought, said = think.split(content)
             end
             if thought then
                 set_content(message, said)
@@ -156,7 +168,7 @@ end
 local function with_advice(messages)
     for i = #messages, 1, -1 do
         if messages[i].role == "user" then
-            set_content(messages[i], joined(nil, messages[i].content, BOXED))
+            set_content(messages[i], joined(nil, content_of(messages[i]), BOXED))
             return true
         end
     end
@@ -171,7 +183,6 @@ local function messages_of(text, from, rules, applied)
         if not messages[i] then
             return nil -- the engine says what is wrong with it
         end
-        messages[i].at = at
     end
     local changed = false
     local function note(name, done)
@@ -194,8 +205,7 @@ local function messages_of(text, from, rules, applied)
     end
     local parts = {}
     for i, message in ipairs(messages) do
-        parts[i] = message.changed and written(message)
-            or text:sub(message.at, json.value_end(text, message.at))
+        parts[i] = message.changed and written(message) or text:sub(message.from, message.to)
     end
     return "[" .. table.concat(parts, ",") .. "]"
 end
