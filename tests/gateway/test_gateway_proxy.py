@@ -46,6 +46,18 @@ def test_openai_client_streams(client):
     assert len(deltas) > 10
 
 
+@pytest.mark.parametrize("options", [None, {"include_usage": False}])
+def test_usage_is_counted_and_told_only_to_who_asks(gateway, llama, options):
+    fields = {} if options is None else {"stream_options": options}
+    answer = gateway.chat(stream=True, temperature=0, **fields)
+    assert answer.status == 200, answer
+    assert b'"usage"' not in answer.body
+    assert answer.body.endswith(b"data: [DONE]\n\n")
+    assert b"\n\n\n" not in answer.body
+    refused = gateway.chat(stream=True, stream_options=3)
+    assert refused.status in (200, 400), refused  # the engine's word, not the gateway's failure
+
+
 def test_openai_client_keeps_a_conversation(client):
     messages = list(ASK)
     for question in ("9.11 and 9.8, which is greater?", "What is 2+2?"):

@@ -76,14 +76,15 @@ local function of_whole(part, raw)
 end
 
 -- What to change in a delta, or in a choice of the completions route's stream.
--- choice: what is known of this choice so far, {take, told}.
-local function of_piece(part, raw, choice, last)
+-- choice: what is known of this choice so far, {take, told}. seen: see answer.stream.
+local function of_piece(part, raw, choice, last, seen)
     local changes = {}
     local told = told_as(part)
     if told then
         choice.told()
         named(changes, part, raw(told))
     end
+    seen.pieces = seen.pieces + (told and 1 or 0)
     local key = type(part.text) == "string" and "text" or "content"
     local before = type(part[key]) == "string" and part[key] or ""
     if before ~= "" or last then
@@ -94,6 +95,11 @@ local function of_piece(part, raw, choice, last)
         if said ~= before then
             changes[key] = encode(said)
         end
+        seen.pieces = seen.pieces + (before ~= "" and 1 or 0)
+        seen.said = seen.said or said ~= ""
+    end
+    if filled(part.refusal) or type(part.tool_calls) == "table" then
+        seen.pieces, seen.said = seen.pieces + 1, true
     end
     return changes
 end
@@ -136,15 +142,16 @@ local function reshape(text, data, change)
     return text, finished
 end
 
--- A whole JSON answer of a route with choices. Returns its text in the one format, and whether
--- it is complete: valid, without an error, every choice finished.
+-- A whole JSON answer of a route with choices. Returns its text in the one format, whether it is
+-- complete (valid, without an error, every choice finished), and its usage.
 function answer.whole(text)
     local data = cjson.decode(text)
     if type(data) ~= "table" or type(data.choices) ~= "table" then
         return text, false
     end
     local shaped, finished = reshape(text, data, of_whole)
-    return shaped, finished and (data.error == nil or data.error == cjson.null)
+    local usage = type(data.usage) == "table" and data.usage or nil
+    return shaped, finished and (data.error == nil or data.error == cjson.null), usage
 end
 
 -- An engine's error in the middle of a stream, as an error event.
@@ -154,8 +161,8 @@ local function failure(data)
     return errors.body(status and status >= 400 and status < 600 and status or 500, given)
 end
 
--- The events of one stream in the one format.
-local function events()
+-- The events of one stream in the one format. hide_usage, seen: see answer.stream.
+local function events(hide_usage, seen)
     local choices, envelope = {}, {}
     local cut, closed = false, false -- an error or an end that is none; the stream's last word
 
@@ -172,7 +179,7 @@ local function events()
         local known = choice_of(choice.index)
         known.over = known.over or last
         cut = cut or last and CUT[choice.finish_reason] ~= nil
-        return of_piece(part, raw, known, last)
+        return of_piece(part, raw, known, last, seen)
     end
 
     local function data_line(field, text)
@@ -184,6 +191,12 @@ local function events()
             return field .. failure(data)
         elseif type(data.choices) == "table" then
             envelope = data
+            if type(data.usage) == "table" then
+                seen.usage = data.usage
+                if hide_usage and #data.choices == 0 then
+                    seen.hidden = field .. text .. "\n\n"
+                end
+            end
             return field .. reshape(text, data, change)
         end
     end
@@ -217,19 +230,25 @@ local function events()
             closed = true
             return rest() .. lines
         end
-        return (lines:gsub("(data: ?)([^\r\n]+)", data_line))
+        local before = seen.hidden
+        lines = lines:gsub("(data: ?)([^\r\n]+)", data_line)
+        return seen.hidden == before and lines or ""
     end, rest, function()
         return closed and not cut and next(choices) ~= nil
     end
 end
 
--- A function that takes a stream's bytes as they come and returns the whole events among them,
--- in the one format; called with nil, it returns what is left. And one that says whether the
--- stream is complete: every choice finished, no error, its last word said.
-function answer.stream()
-    local shaped, held, complete = events()
+-- One stream in the one format, as it comes.
+-- hide_usage: the event that tells the usage is left out, because the client did not ask for it.
+-- Returns {take, complete, seen}. take(bytes) returns the whole events among all that came so far;
+-- take(nil), at the end, what is left. complete() says whether every choice is finished, without an
+-- error, and the last word said. seen, as the stream goes on: pieces (of text, so far), said
+-- (whether one was no thought), usage (as the engine counted), hidden (the event left out).
+function answer.stream(hide_usage)
+    local seen = {pieces = 0}
+    local shaped, held, complete = events(hide_usage, seen)
     local rest = ""
-    return function(bytes)
+    local function take(bytes)
         if not bytes then
             return rest:find("^data: ?%[DONE%]") and held() .. rest or rest .. held()
         end
@@ -245,7 +264,8 @@ function answer.stream()
         end
         rest = rest:sub(from)
         return table.concat(out)
-    end, complete
+    end
+    return {take = take, complete = complete, seen = seen}
 end
 
 return answer

@@ -1,4 +1,4 @@
--- The way of a request: known route, known key, within the limit, cache, engine, answer.
+-- The way of a request: known route, known key, within the limit, cache, rules, engine.
 
 local cjson = require "cjson"
 local answer = require "gateway.answer"
@@ -12,6 +12,7 @@ local limit = require "gateway.limit"
 local ollama = require "gateway.ollama"
 local policy = require "gateway.policy"
 local redis = require "gateway.redis"
+local relay = require "gateway.relay"
 
 local main = {}
 
@@ -73,143 +74,6 @@ local function read_body()
     return body, false
 end
 
-local function fail(err)
-    ngx.ctx.failure = err
-    ngx.log(ngx.WARN, "the engine failed: ", err)
-    return err == "timeout" and 504 or 502
-end
-
-local function send(body, type)
-    ngx.header["Content-Type"] = type or "application/json"
-    ngx.header["Content-Length"] = #body
-    ngx.print(body)
-end
-
-local function refuse_as_engine(response, request)
-    local given = errors.read(engine.collect(response) or "")
-    local status = response.status
-    if status == 401 or status == 403 or status < 400 then
-        ngx.log(ngx.ERR, "the engine answered ", status, ": ", given.message)
-        return errors.send(502, {message = "The engine refuses the gateway (" .. status .. ")."})
-    elseif status == 500 and (request.content_type or ""):find("json", 1, true)
-        and not pcall(cjson.decode, request.body) then
-        -- llama.cpp calls it its own failure, which clients would try again.
-        return errors.send(400, {message = "The body is not valid JSON: "
-            .. tostring(given.message)})
-    end
-    return errors.send(status, given)
-end
-
--- Lets those go that wait for the same answer.
-local function landed()
-    local ctx = ngx.ctx
-    if ctx.landed then
-        ctx.landed(ctx.kept)
-        ctx.landed = nil
-    end
-end
-
--- keep(bytes): what the client gets, and at its end nil.
-local function pass(response, shape, end_with, keep)
-    ngx.header["Content-Type"] = response.type
-    while true do
-        local bytes, err = response.read()
-        if not bytes then
-            local rest = err and end_with and end_with(fail(err)) or shape(nil)
-            if not err and keep then
-                keep(rest)
-                keep(nil)
-            end
-            landed()
-            if rest ~= "" then
-                ngx.print(rest)
-            end
-            if err and not end_with then
-                return ngx.exit(ngx.ERROR) -- a cut answer must look cut
-            end
-            return
-        end
-        bytes = shape(bytes)
-        if keep then
-            keep(bytes)
-        end
-        if bytes ~= "" then
-            ngx.print(bytes)
-            if not ngx.flush(true) then
-                return
-            end
-        end
-    end
-end
-
-local function plain(bytes)
-    return bytes or ""
-end
-
-local function error_event(status)
-    return "data: " .. errors.body(status) .. "\n\n"
-end
-
--- Collects a stream for the cache, which takes it when it is whole.
-local function collector(entry, finished)
-    local parts, size = {}, 0
-    return function(bytes)
-        if not bytes then
-            if parts and finished() then
-                ngx.ctx.kept = cache.put(entry, table.concat(parts), ngx.ctx.policy)
-            end
-            return
-        end
-        size = size + #bytes
-        if parts and not cache.takes(size) then
-            parts = nil
-        elseif parts then
-            parts[#parts + 1] = bytes
-        end
-    end
-end
-
-local function relay(request, route, entry)
-    ngx.ctx.asked = ngx.now()
-    local response, err = engine.ask(request)
-    if not response then
-        return errors.send(fail(err))
-    elseif response.status >= 300 then
-        return refuse_as_engine(response, request)
-    end
-    ngx.status = response.status
-    if response.type:find("text/event-stream", 1, true) then
-        ngx.header["Cache-Control"] = "no-cache"
-        ngx.header["X-Accel-Buffering"] = "no"
-        if not route.choices then
-            return pass(response, plain, error_event)
-        end
-        local shape, finished = answer.stream()
-        local keep = entry and entry.type == "text/event-stream" and collector(entry, finished)
-        return pass(response, shape, error_event, keep)
-    elseif not response.type:find("json", 1, true) then
-        return pass(response, plain) -- speech, ...
-    end
-    local body
-    body, err = engine.collect(response)
-    ngx.update_time()
-    ngx.ctx.answered = ngx.now()
-    if not body then
-        return errors.send(fail(err))
-    end
-    local complete = false
-    if route.choices then
-        body, complete = answer.whole(body)
-    elseif route.method == "GET" then
-        body = ollama.plain_names(body)
-    end
-    if complete and entry and entry.type == "application/json" and response.status == 200 then
-        ngx.ctx.kept = cache.put(entry, body, ngx.ctx.policy)
-    end
-    landed()
-    return send(body)
-end
-
 local function serve()
     local ctx, var = ngx.ctx, ngx.var
     local client, problem = auth.client(var.http_authorization)
@@ -254,7 +118,7 @@ local function serve()
     end
     if stored then
         ngx.header["X-R1-Policy"] = ctx.policy
-        return send(stored, entry.type)
+        return relay.send(stored, entry.type)
     end
     if route.choices then
         local applied
@@ -268,18 +132,23 @@ local function serve()
             })
         end
     end
-    return relay({
+    local hide_usage
+    if route.choices then
+        body, hide_usage = policy.with_usage(body)
+    end
+    return relay.answer({
         method = route.method,
         path = path,
         content_type = var.http_content_type,
         accept = var.http_accept,
         body = body,
+        hide_usage = hide_usage,
     }, route, ctx.cache == "MISS" and entry)
 end
 
 function main.serve()
     serve()
-    landed()
+    relay.landed()
 end
 
 function main.not_found()

@@ -255,4 +255,25 @@ function policy.apply(body, header, chat)
     return json.apply(body, edits), applied
 end
 
+-- The body of a stream, asking for its usage, which limits, metrics and cache need; and whether the
+-- client itself did not ask for it.
+function policy.with_usage(body)
+    local from, to = json.member(body, 1, "stream")
+    if not from or body:sub(from, to) ~= "true" then
+        return body, false
+    end
+    local options = {}
+    from, to = json.member(body, 1, "stream_options")
+    if from and body:sub(from, to) ~= "null" then
+        options = cjson.decode(body:sub(from, to))
+        if type(options) ~= "table" or options.include_usage then
+            return body, false -- asked for, or wrong, which the engine says
+        end
+    end
+    options.include_usage = true
+    local edits = {}
+    json.set(body, 1, {stream_options = encode(options)}, edits)
+    return json.apply(body, edits), true
+end
+
 return policy
