@@ -1,8 +1,10 @@
 """vLLM itself, without a GPU: the engine of GPU hosts serves the test model on a CPU."""
 
 import fcntl
+import http.client
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,7 @@ def test_vllm(manager, wheels, tmp_path):
         else:
             another_flag(box)
             dies_and_comes_back(box)
+            leaves(box)
         box.teardown()
         assert "vllm" not in host.run("ls -R /opt /etc/deepseek-r1 2>&1").output
 
@@ -114,3 +117,27 @@ def dies_and_comes_back(box: RemoteBox) -> None:
     seconds = box.answers_within(400)
     shell.say(f"[{seconds:7.1f} s] vLLM killed (SIGKILL): answers again")
     assert box.deploy("after the crash").changed == 0
+
+
+def leaves(box: RemoteBox) -> None:
+    """A client that leaves in the middle of its answer ends the engine's work, by its own count."""
+    ended = 'vllm:request_success_total{{engine="0",finished_reason="{}",model_name="tiny-r1"}} 1.0'
+    long = {
+        "model": "tiny-r1", "stream": True, "max_tokens": 4000, "ignore_eos": True,
+        "messages": [{"role": "user", "content": "What is 2+2?"}],
+    }  # fmt: skip
+    connection = http.client.HTTPConnection(box.machine.address, box.port, timeout=60)
+    connection.request(
+        "POST", "/v1/chat/completions", json.dumps(long),
+        {"Authorization": f"Bearer {box.key()}", "Content-Type": "application/json"},
+    )  # fmt: skip
+    answer = connection.getresponse()
+    assert answer.readline().startswith(b"data: {")
+    answer.close()
+    connection.close()
+    metrics = f"curl -s http://127.0.0.1:{box.settings.get('engine_port', 18000)}/metrics"
+    deadline = time.monotonic() + 10
+    while ended.format("abort") not in (said := box.machine.run(metrics).output):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
+    assert 'vllm:num_requests_running{engine="0",model_name="tiny-r1"} 0.0' in said
