@@ -316,25 +316,35 @@ def test_a_stream_that_began_is_not_begun_again(start_gateway, start_engine, hea
         assert error["code"] == "engine_unavailable"
 
 
-def test_drain(start_gateway, start_engine):
-    engines = {"engine": start_engine(), "b": start_engine()}
-    gateway = start_gateway(engines["engine"].port, gateway_upstreams=[upstream("b", engines["b"])])
-    homes = {q: served(gateway.chat(q, max_tokens=2)) for q in conversations(10)}
-    assert set(homes.values()) == {"engine", "b"}
-    running = [gateway.open("/v1/completions", {"prompt": q} | ENDLESS) for q in ("1+1", "2+2")]
-    running += [gateway.open("/v1/completions", {"prompt": "1+1"} | ENDLESS) for _ in range(3)]
-    assert "b" in {response.headers["X-Upstream"] for _, response in running}
-    reloaded(gateway, gateway_upstreams=[upstream("b", engines["b"], drain=True)])
-    assert {served(gateway.chat(q, max_tokens=2)) for q in homes} == {"engine"}
-    for connection, response in running:  # what ran has ended well
+def test_drain(start_gateway, start_engine, healthy_stand_in):
+    end = threading.Event()
+    healthy_stand_in.streams(EVENT, end, b"data: [DONE]\n\n")
+    engine, b = start_engine(), upstream("b", healthy_stand_in)
+    gateway = start_gateway(engine.port, gateway_upstreams=[b])
+    running = []
+    for question in conversations(20):
+        body = {"messages": [{"role": "user", "content": question}], "stream": True}
+        running.append(gateway.open("/v1/chat/completions", body))
+        if running[-1][1].headers["X-Upstream"] == "b":
+            break
+    reloaded(gateway, gateway_upstreams=[b | {"drain": True}])
+    assert served(gateway.chat(question)) == "engine"  # the conversation has moved
+    assert {served(gateway.chat(q, max_tokens=2)) for q in conversations(10)} == {"engine"}
+    end.set()
+    for connection, response in running:
         assert response.read().endswith(b"data: [DONE]\n\n")
         connection.close()
-    reloaded(gateway, gateway_upstreams=[upstream("b", engines["b"])], gateway_drain=True)
-    assert {served(gateway.chat(q, max_tokens=2)) for q in homes} == {"b"}
+
+
+def test_the_own_engine_can_be_drained(start_gateway, start_engine):
+    engine, b = start_engine(), start_engine()
+    gateway = start_gateway(engine.port, gateway_upstreams=[upstream("b", b)], gateway_drain=True)
+    assert {served(gateway.chat(q, max_tokens=2)) for q in conversations(10)} == {"b"}
     assert gateway.ask("/healthz", key=None).status == 200
-    engines["b"].kill()
+    b.kill()
     wait_for(lambda: gateway.ask("/healthz", key=None).status == 503, "nobody can answer")
     assert gateway.chat("x").status == 502
+    assert engine.metric("prompt_tokens_total") == 0
 
 
 def test_healthz_as_long_as_one_can_answer(start_gateway, start_engine):
