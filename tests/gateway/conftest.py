@@ -199,7 +199,8 @@ class StandIn:
                 while len(body) < length:
                     body += self.request.recv(65536)
                 if outer.health and head.startswith(b"GET /health "):
-                    return self.request.sendall(outer.health)
+                    self.request.sendall(outer.health)
+                    return
                 outer.requests.append((head.decode(), body))
                 outer.answer(self.request)
 

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
-import socketserver
 import subprocess
 import threading
 import time
@@ -16,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from gateway_parts import ENGINE_KEY, KEYS, PLAN, Role
+from gateway_parts import ENGINE_KEY
 
 CLOUD_KEY = "key-of-the-cloud"
 EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
@@ -371,3 +369,27 @@ def test_each_engine_gets_its_own_key(start_gateway, start_engine):
     assert {served(gateway.chat(q, max_tokens=2)) for q in conversations(10)} == {"engine", "b"}
     folder = Path(gateway.role.variables["r1_etc"]) / "gateway"
     assert [p.name for p in folder.iterdir() if "another-key" in p.read_text()] == ["secrets.json"]
+
+
+def test_state_for_metrics(start_gateway, healthy_stand_in, free_port):
+    healthy_stand_in.streams(EVENT, 60)
+    gateway = start_gateway(
+        free_port(), gateway_upstreams=[upstream("b", healthy_stand_in)], gateway_workers=2
+    )
+    config = Path(gateway.role.variables["r1_etc"]) / "gateway/nginx.conf"
+    lua = 'ngx.print(require("cjson").encode(require("gateway.upstreams").state()))'
+    door = "location = /state { content_by_lua_block { " + lua + " } }"
+    config.write_text(config.read_text().replace("location /v1/", door + "location /v1/"))
+    subprocess.run(gateway.role.service()["reload"], check=True, capture_output=True)
+    wait_for(lambda: gateway.ask("/state").status == 200, "no such door")
+    streams = Streams(gateway)
+    streams.open(3)
+
+    def says(running):
+        found = [{"name": "engine", "up": 0, "running": 0}]
+        found.append({"name": "b", "up": 1, "running": running})
+        return lambda: gateway.ask("/state").json() == found
+
+    wait_for(says(3), "not what runs")
+    streams.leave()
+    wait_for(says(0), "not what runs")

@@ -139,6 +139,7 @@ function cloud.ask(request)
         taken.refused = response.status >= 300
     else
         taken.refused = not begun
+        ngx.log(ngx.WARN, "the cloud failed: ", err, "; left alone for ", REST_SECONDS, " s")
         state:set("cloud_down", true, REST_SECONDS)
         cloud.settle()
     end

@@ -111,6 +111,10 @@ local function connect(target, patience)
     local ok, err = sock:connect(target.address, target.port)
     if ok and target.tls then
         ok, err = sock:sslhandshake(false, target.address, true)
+        -- A handshake that fails without a wait is said to be done; but its connection is closed.
+        if ok and not sock:getreusedtimes() then
+            ok, err = nil, "its certificate is not trusted, or for another name"
+        end
     end
     if ok and target.first_byte then
         ngx.update_time()
