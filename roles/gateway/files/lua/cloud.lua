@@ -36,11 +36,6 @@ function cloud.is_there()
     return target ~= nil
 end
 
--- Whether it also takes what comes while all engines are busy.
-function cloud.overflows()
-    return target ~= nil and settings.when == "overflow"
-end
-
 local function purse()
     return "cloud:" .. ngx.utctime():sub(1, 10)
 end
@@ -55,16 +50,28 @@ local function number(body, name)
     return from and tonumber(body:sub(from, to))
 end
 
--- The body in the cloud's words, and the most tokens that it can cost: of the prompt, and of the
--- answers. nil where the model has no name there.
-local function translated(body)
-    local from, to = json.member(body, 1, "model")
-    local name = from and cjson.decode(body:sub(from, to))
-    local theirs = type(name) == "string" and settings.models[name]
-    if not theirs then
-        return nil
+-- The cloud's name for the model, or nil and why it does not answer this request.
+local function name_there(request)
+    if request.path:match("^[^?]*") ~= CHAT then
+        return nil, "the cloud is for chat only"
+    elseif state:get("cloud_down") then
+        return nil, "the cloud could not be reached a moment ago"
     end
-    local changes = {model = cjson.encode(theirs)}
+    local from, to = json.member(request.body, 1, "model")
+    local name = from and cjson.decode(request.body:sub(from, to))
+    local theirs = type(name) == "string" and settings.models[name]
+    return theirs or nil, "the cloud has no such model"
+end
+
+-- Whether it takes this request while all engines are busy.
+function cloud.overflows(request)
+    return target and settings.when == "overflow" and cloud.up() and name_there(request) ~= nil
+end
+
+-- The body in the cloud's words, and the most tokens that it can cost: of the prompt, and of the
+-- answers.
+local function translated(body, name)
+    local changes = {model = cjson.encode(name)}
     local most = math.max(number(body, "max_tokens") or 0,
         number(body, "max_completion_tokens") or 0)
     if most <= 0 then
@@ -110,15 +117,11 @@ end
 
 -- Asks the cloud: see engine.ask. A third value says to the client why it was not asked.
 function cloud.ask(request)
-    if request.path:match("^[^?]*") ~= CHAT then
-        return nil, "the cloud is for chat only"
-    elseif state:get("cloud_down") then
-        return nil, "the cloud could not be reached a moment ago"
+    local name, why = name_there(request)
+    if not name then
+        return nil, why
     end
-    local body, prompt, said = translated(request.body)
-    if not body then
-        return nil, "the cloud has no such model"
-    end
+    local body, prompt, said = translated(request.body, name)
     local taken = take(prompt, said)
     if not taken then
         return nil, "the cloud's budget does not allow it", ("No engine can answer, and the cloud's"

@@ -128,9 +128,9 @@ local function pick(conversation, tried, any)
     return least.one
 end
 
--- Whether the cloud takes what comes now, because each engine runs all it can.
-function upstreams.spills()
-    if not cloud.overflows() then
+-- Whether the cloud takes this request ({path, body}) because each engine runs all it can.
+function upstreams.spills(request)
+    if not cloud.overflows(request) then
         return false
     end
     for _, one in ipairs(engines) do
@@ -191,7 +191,7 @@ end
 
 local function choose(request)
     local response, err, begun, refusal, message
-    if upstreams.spills() then
+    if upstreams.spills(request) then
         response = ask_cloud(request)
         if response then
             return response
