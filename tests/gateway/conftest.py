@@ -180,8 +180,9 @@ class StandIn:
     was asked. It is no engine: it exists to send what a real one sends once in a while."""
 
     def __init__(self):
-        self.pieces = []  # bytes to send, or numbers: seconds to wait
+        self.pieces = []  # bytes to send, numbers: seconds to wait, or events to wait for
         self.requests = []
+        self.health = None  # another answer for GET /health, in whose place the pieces are sent
         self.closed_by_client = threading.Event()
         outer = self
 
@@ -197,6 +198,9 @@ class StandIn:
                         length = int(line.split(b":")[1])
                 while len(body) < length:
                     body += self.request.recv(65536)
+                if outer.health and head.startswith(b"GET /health "):
+                    self.request.sendall(outer.health)
+                    return
                 outer.requests.append((head.decode(), body))
                 outer.answer(self.request)
 
@@ -216,6 +220,8 @@ class StandIn:
                 except OSError:
                     self.closed_by_client.set()
                     return
+            elif isinstance(piece, threading.Event):
+                piece.wait(60)
             else:
                 connection.settimeout(piece)
                 try:

@@ -20,6 +20,9 @@ import pytest
 import yaml
 from gateway_parts import ENGINE_KEY, GROUP, KEYS, REPO, USER, Role, listens
 
+UPSTREAM = {"name": "b", "address": "b.example", "port": 443, "tls": True}
+UPSTREAM["key"] = "key-of-an-upstream"
+
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 
 
@@ -44,6 +47,7 @@ def checked(gateway: Role, tmp_path) -> subprocess.CompletedProcess:
         {"gateway_address": "::", "gateway_port": 8080},
         {"gateway_workers": 4, "gateway_metrics_allow": ["10.0.0.0/8", "fd00::1"]},
         {"gateway_max_body": "1g", "gateway_log_level": "info", "gateway_connections": "100"},
+        {"gateway_upstreams": [UPSTREAM]},
         {"gateway_model_digest": 'odd "quotes" and \\ {{ braces }}'},
     ],
 )
@@ -84,6 +88,8 @@ def test_hash_changes_with_all_that_the_gateway_reads(paths):
         {"gateway_port": 81},
         {"gateway_cache_ttl": 5},
         {"secrets_engine_key": "other"},
+        {"gateway_upstreams": [UPSTREAM]},
+        {"gateway_upstreams": [UPSTREAM | {"key": "other"}]},
         {"secrets_api_keys": KEYS[:1]},
         {"__gateway_modules": ["hash"]},
     ):
@@ -225,6 +231,7 @@ def played(tmp_path_factory):
         port = probe.getsockname()[1]
     settings = {"gateway_tls": "self_signed", "gateway_port": port}
     settings["gateway_server_names"] = ["gpu-box.example", "127.0.0.1", "::1"]
+    settings["gateway_upstreams"] = [UPSTREAM]
     dry = play(folder, paths, "--check", **settings)
     left_by_dry = [str(path) for path in folder.rglob("*") if path.is_file()]
     first = play(folder, paths, **settings)
@@ -246,8 +253,16 @@ def test_second_run_changes_nothing(played):
 def test_output_shows_no_secret(played):
     server_key = (played.folder / "secrets/tls/server.key").read_text().splitlines()[1]
     for output in (played.dry, played.first):
-        for secret in (KEYS[0]["key"], ENGINE_KEY, server_key):
+        for secret in (KEYS[0]["key"], ENGINE_KEY, UPSTREAM["key"], server_key):
             assert secret not in output
+
+
+def test_names_of_upstreams_are_asked_of_the_hosts_name_servers(played):
+    config = (played.folder / "etc/gateway/nginx.conf").read_text()
+    text = Path("/etc/resolv.conf").read_text()
+    first = next(line.split()[1] for line in text.splitlines() if line.startswith("nameserver"))
+    assert f"    resolver {first}" in config
+    assert "lua_ssl_trusted_certificate /etc/ssl/certs/ca-certificates.crt;" in config
 
 
 def test_a_lost_authority_is_taken_from_the_host(played):

@@ -160,9 +160,17 @@ def test_contradictions_are_refused_at_once(play, free_port):
             "max_num_seqs": 16,
             "plan_hardware": {"ram_mib": 16000, "cpus": 4, "gpus": []},
             "tensor_parallel_size": 2,
+            "gateway_cloud": {
+                "base_url": "https://api.deepseek.com/v1",
+                "key": "key-that-nobody-may-read",
+                "models": {"deepseek-r1-14b": "deepseek-reasoner"},
+                "tokens_per_day": 1000000,
+            },
         },
     )
+    assert "key-that-nobody-may-read" not in run.output
     expected = {
+        "gateway_cloud: value (hidden) would send": "which gateway_keep_on_premises forbids",
         "precision: value 'awq'": "cannot be read by engine llamacpp",
         "kv_cache_dtype: value 'fp8'": "is not known to engine llamacpp",
         "pipeline_parallel_size: value 2": "means nothing to engine llamacpp",

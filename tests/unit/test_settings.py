@@ -15,6 +15,15 @@ def specs(checks, repo):
     return checks.load_roles(repo / "roles")[0]
 
 
+UPSTREAM = {"name": "b", "address": "10.0.0.2", "port": 8080}
+CLOUD = {
+    "base_url": "https://api.deepseek.com/v1",
+    "key": "key-of-the-cloud",
+    "models": {"deepseek-r1-14b": "deepseek-reasoner"},
+    "tokens_per_day": 1000000,
+}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -37,6 +46,11 @@ def specs(checks, repo):
         ("gateway_max_body", "512k"),
         ("gateway_address", "::1"),
         ("gateway_metrics_allow", ["10.0.0.0/8", "192.168.1.2"]),
+        ("gateway_upstreams", []),
+        ("gateway_upstreams", [UPSTREAM, UPSTREAM | {"name": "c", "port": "80", "drain": True}]),
+        ("gateway_upstreams", [UPSTREAM | {"address": "b.example", "tls": True, "key": "k"}]),
+        ("gateway_cloud", {}),
+        ("gateway_cloud", CLOUD),
     ],
 )
 def test_right_values(checks, specs, name, value):
@@ -66,6 +80,21 @@ def test_right_values(checks, specs, name, value):
         ("gateway_read_timeout", 0, "not above 0", "seconds"),
         ("gateway_address", "eth0", "not an IP address", "0.0.0.0"),
         ("gateway_metrics_allow", ["the office"], "more than networks", "10.0.0.0/8"),
+        ("gateway_upstreams", [{"name": "b"}], "address", "a list"),
+        ("gateway_upstreams", [UPSTREAM | {"name": "cloud"}], "the name 'cloud'", "not engine"),
+        ("gateway_upstreams", [UPSTREAM, UPSTREAM], "the name b twice", "once"),
+        ("gateway_upstreams", [UPSTREAM | {"address": "http://b"}], "'http://b'", "without http"),
+        ("gateway_upstreams", [UPSTREAM | {"port": 0}], "for b the port 0", "65535"),
+        ("gateway_upstreams", [UPSTREAM | {"key": ""}], "for b an empty key", "leave `key` out"),
+        ("gateway_upstreams", [UPSTREAM | {"health": "healthz"}], "'healthz'", "a path"),
+        ("gateway_upstreams", [UPSTREAM | {"drain": "yes"}], "text as drain", "without quotes"),
+        ("gateway_upstreams", [UPSTREAM | {"tls": True}], "an IP address", "name in its cert"),
+        ("gateway_cloud", CLOUD | {"base_url": "http://a/v1"}, "base_url of https", "https://"),
+        ("gateway_cloud", CLOUD | {"key": ""}, "has no key", "vault"),
+        ("gateway_cloud", CLOUD | {"models": {}}, "names no model", "deepseek-reasoner"),
+        ("gateway_cloud", CLOUD | {"tokens_per_day": 0}, "has no budget", "tokens_per_day"),
+        ("gateway_cloud", CLOUD | {"first_byte_seconds": 0}, "of 0 or less", "30"),
+        ("gateway_cloud", CLOUD | {"when": "always"}, "failover, overflow", "a mapping"),
         ("api_keys", "alice", "is text, not a list", '{"api_keys": ...}'),
         ("api_keys", [], "names no client", "[default]"),
         ("api_keys", ["a", "a"], "names a client twice", "once"),
@@ -135,6 +164,28 @@ def test_wrong_values(checks, specs, name, value, what, fix):
             {"model_fallback": "tiny-r1"},
             "model_fallback: value 'tiny-r1' is set on host gpu-box",
             "leave it empty",
+        ),
+        (
+            {"gateway_cloud": CLOUD, "gateway_keep_on_premises": True},
+            "gateway_cloud: value (hidden) would send prompts off the premises, which"
+            " gateway_keep_on_premises forbids",
+            "set gateway_keep_on_premises to false",
+        ),
+        (
+            {"gateway_drain": True},
+            "gateway_drain: value True leaves no engine to answer",
+            "gateway_upstreams",
+        ),
+        (
+            {"runtime": "compose", "gateway_upstreams": [UPSTREAM | {"address": "127.0.0.1"}]}
+            | {"host_python": "/usr/bin/python3"},
+            "gateway_upstreams: value (hidden) has a loopback address",
+            "that other machines reach",
+        ),
+        (
+            {"gateway_trusted_ca": "/nowhere/ca.crt"},
+            "gateway_trusted_ca: value '/nowhere/ca.crt' is not a file on the controller",
+            "PEM file",
         ),
     ],
 )

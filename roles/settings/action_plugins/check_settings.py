@@ -79,6 +79,7 @@ FORMS = {
 LOOPBACK = re.compile(r"unix:|localhost:|127\.|\[?::1\]?:")
 ADDRESSES = {"gateway_address", "gateway_engine_address"}
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 SECRET_NAME = re.compile(r"key|secret|token|passw", re.IGNORECASE)
 PLAIN_PATH = re.compile(r"/[\w.+@=/-]*[\w.+@=-]/?")
 
@@ -195,6 +196,10 @@ def check_range(name, value, kind) -> tuple[str, str] | None:
         return check_clients(value)
     elif name == "plan_hardware":
         return check_hardware(value)
+    elif name == "gateway_upstreams":
+        return check_upstreams(value)
+    elif name == "gateway_cloud":
+        return check_cloud(value) if value else None
     return None
 
 
@@ -223,6 +228,58 @@ def check_hardware(hardware) -> tuple[str, str] | None:
     for key, size in sizes:
         if float(size) <= 0:
             return f"has {key} {size}", f"give {key} above 0"
+    return None
+
+
+def check_upstreams(upstreams) -> tuple[str, str] | None:
+    names = [str(one["name"]) for one in upstreams]
+    for one, name in zip(upstreams, names, strict=True):
+        address = str(one["address"])
+        if not CLIENT_NAME.fullmatch(name) or name in ("engine", "cloud"):
+            return f"holds the name {show(name)}", "use letters, digits, - and _; not engine, cloud"
+        if names.count(name) > 1:
+            return f"holds the name {name} twice", "name each upstream once"
+        if not HOST_NAME.fullmatch(address):
+            return (
+                f"has for {name} the address {show(address)}",
+                "give an IPv4 address or a name, without http:// and port",
+            )
+        if not 1 <= int(one["port"]) <= 65535:
+            return f"has for {name} the port {one['port']}", "give a number from 1 to 65535"
+        if "key" in one and not str(one["key"] or ""):
+            return f"has for {name} an empty key", "give its key, or leave `key` out"
+        if not str(one.get("health", "/")).startswith("/"):
+            return f"has for {name} the health {show(one['health'])}", "give a path: /health"
+        for flag in ("tls", "drain"):
+            if not isinstance(one.get(flag, False), bool):
+                return f"has for {name} text as {flag}", "write true or false, without quotes"
+        if one.get("tls") and is_address(address, ipaddress.ip_address):
+            return (
+                f"has for {name} tls and an IP address",
+                "give the name in its certificate as address",
+            )
+    return None
+
+
+def check_cloud(cloud) -> tuple[str, str] | None:
+    url = r"https://[A-Za-z0-9.-]+(:\d+)?(/[\w./-]*)?"
+    if not re.fullmatch(url, str(cloud.get("base_url", ""))):
+        return "has no base_url of https", "give base_url, such as https://api.deepseek.com/v1"
+    if not str(cloud.get("key") or ""):
+        return "has no key", "give key, from the vault"
+    models = cloud.get("models") or {}
+    if not models or not all(isinstance(name, str) and name for name in models.values()):
+        return (
+            "names no model",
+            "give models, a name there for each here: {deepseek-r1-14b: deepseek-reasoner}",
+        )
+    if not int(cloud.get("tokens_per_day") or 0) > 0:
+        return (
+            "has no budget",
+            "give tokens_per_day, the most tokens of prompts and answers in a day",
+        )
+    if "first_byte_seconds" in cloud and not int(cloud["first_byte_seconds"]) > 0:
+        return "has first_byte_seconds of 0 or less", "give seconds, or leave it out for 30"
     return None
 
 
@@ -317,6 +374,44 @@ def contradictions(settings: dict, host: str) -> list[str]:
             "model_fallback",
             f"is set on host {host}; only the host `local` may fall back",
             "leave it empty, and set model_sources to a source that answers",
+        )
+
+    def is_true(name):
+        return str(value(name)).lower() in ("true", "yes", "on", "1")
+
+    if value("gateway_cloud") and is_true("gateway_keep_on_premises"):
+        # Not its value, which holds a key.
+        found.append(
+            problem(
+                "gateway_cloud",
+                "(hidden)",
+                "would send prompts off the premises, which gateway_keep_on_premises forbids",
+                "leave gateway_cloud empty, or set gateway_keep_on_premises to false",
+            )
+        )
+    if is_true("gateway_drain") and not (value("gateway_upstreams") or value("gateway_cloud")):
+        clash(
+            "gateway_drain",
+            "leaves no engine to answer",
+            "set it to false, or name others in gateway_upstreams",
+        )
+    if value("runtime") == "compose" and any(
+        LOOPBACK.match(f"{one['address']}:") for one in value("gateway_upstreams") or []
+    ):
+        found.append(
+            problem(
+                "gateway_upstreams",
+                "(hidden)",
+                "has a loopback address, which is the gateway's own container",
+                "give an address that other machines reach, or set runtime to native",
+            )
+        )
+    trusted = value("gateway_trusted_ca")
+    if trusted and not Path(trusted).is_file():
+        clash(
+            "gateway_trusted_ca",
+            "is not a file on the controller",
+            "give a PEM file on the controller, or leave it empty",
         )
 
     if value("gateway_tls") == "own":
@@ -474,7 +569,9 @@ class ActionModule(ActionBase):
                 if "default" in spec and "{{" not in str(spec["default"]):
                     settings[name] = spec["default"]
                 continue
-            raw, hidden = self.task_vars[name], bool(spec.get("no_log"))
+            parts = (spec.get("options") or {}).values()
+            hidden = any(part.get("no_log") for part in (spec, *parts))
+            raw = self.task_vars[name]
             try:
                 value = self._templar.template(raw)
                 str(value)  # an encrypted value is read only now

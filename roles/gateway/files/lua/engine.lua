@@ -1,9 +1,10 @@
--- A small HTTP/1.1 client for the engine: hands the answer on as it arrives, never buffers.
+-- A small HTTP/1.1 client for engines: hands the answer on as it arrives, never buffers.
 -- A new connection for each request: when the client leaves, closing it stops the engine's work.
 
 local engine = {}
 local settings
 
+-- given: {connect_timeout, read_timeout} in milliseconds
 function engine.init(given)
     settings = given
 end
@@ -75,20 +76,21 @@ local function until_close(sock)
     end
 end
 
+-- Returns status and headers; or nil, an error, and whether the answer may have begun.
 local function read_head(sock)
-    local line, err = sock:receive()
+    local line, err, part = sock:receive()
     if not line then
-        return nil, err
+        return nil, err, err == "timeout" or part ~= ""
     end
     local status = tonumber(line:match("^HTTP/1%.[01] (%d%d%d)"))
     if not status then
-        return nil, "not HTTP"
+        return nil, "not HTTP", true
     end
     local headers = {}
     while true do
         line, err = sock:receive()
         if not line then
-            return nil, err
+            return nil, err, true
         elseif line == "" then
             return status, headers
         end
@@ -99,24 +101,49 @@ local function read_head(sock)
     end
 end
 
--- request: {method, path, content_type, accept, body, read_timeout}
--- Returns {status, type, read}, where read() gives the next bytes, nil at the end, or nil and an
--- error; or nil and an error: "timeout" or what happened instead.
-function engine.ask(request)
+-- A connection, encrypted where the target wants that, or nil and an error.
+-- patience: until the first byte of the answer (ms).
+local function connect(target, patience)
+    local started = ngx.now()
     local sock = ngx.socket.tcp()
+    local first = math.min(settings.connect_timeout, patience)
+    sock:settimeouts(first, patience, patience)
+    local ok, err = sock:connect(target.address, target.port)
+    if ok and target.tls then
+        ok, err = sock:sslhandshake(false, target.address, true)
+        -- A handshake that fails without a wait is said to be done; but its connection is closed.
+        if ok and not sock:getreusedtimes() then
+            ok, err = nil, "its certificate is not trusted, or for another name"
+        end
+    end
+    if ok and target.first_byte then
+        ngx.update_time()
+        patience = math.max(patience - (ngx.now() - started) * 1000, 1)
+        sock:settimeouts(first, patience, patience)
+    end
+    return ok and sock, err
+end
+
+-- request: {method, path, content_type, accept, body, read_timeout}
+-- target: {address, port, host (as its header says), key}, and where it needs them: tls (true, with
+-- a certificate for its address), prefix (in the place of /v1), first_byte (most ms until then).
+-- Returns {status, type, read}, where read() gives the next bytes, nil at the end, or nil and an
+-- error. Or nil, an error ("timeout" or what happened instead), and whether the answer may have
+-- begun: where not, another engine may be asked.
+function engine.ask(request, target)
     local read_timeout = request.read_timeout or settings.read_timeout
-    sock:settimeouts(settings.connect_timeout, read_timeout, read_timeout)
-    local ok, err = sock:connect(settings.address, settings.port)
-    if not ok then
-        return nil, err
+    local sock, err = connect(target, target.first_byte or read_timeout)
+    if not sock then
+        return nil, err, false
     end
     local body = request.body or ""
+    local path = target.prefix and target.prefix .. request.path:sub(#"/v1" + 1) or request.path
     local head = {
-        request.method, " ", request.path, " HTTP/1.1\r\n",
-        "Host: ", settings.address, ":", settings.port, "\r\n",
-        "Authorization: Bearer ", settings.key, "\r\n",
+        request.method, " ", path, " HTTP/1.1\r\n",
+        "Host: ", target.host, "\r\n",
+        "Authorization: Bearer ", target.key, "\r\n",
         "Accept: ", request.accept or "*/*", "\r\n",
-        "X-Request-Id: ", ngx.var.request_id or "-", "\r\n",
+        "X-Request-Id: ", ngx.get_phase() ~= "timer" and ngx.var.request_id or "-", "\r\n",
         "Connection: close\r\n",
     }
     if request.content_type then
@@ -127,13 +154,14 @@ function engine.ask(request)
     end
     -- An engine may refuse before it has read all: its answer counts, not the failed send.
     sock:send({head, "\r\n", body})
-    local status, headers
+    local status, headers, begun
     repeat
-        status, headers = read_head(sock)
+        status, headers, begun = read_head(sock)
     until not status or status >= 200
     if not status then
-        return nil, headers
+        return nil, headers, begun
     end
+    sock:settimeouts(settings.connect_timeout, read_timeout, read_timeout)
     local read
     if (headers["transfer-encoding"] or ""):lower() == "chunked" then
         read = chunked(sock)

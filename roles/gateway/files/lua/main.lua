@@ -4,15 +4,16 @@ local cjson = require "cjson"
 local answer = require "gateway.answer"
 local auth = require "gateway.auth"
 local cache = require "gateway.cache"
+local cloud = require "gateway.cloud"
 local engine = require "gateway.engine"
 local errors = require "gateway.errors"
 local flight = require "gateway.flight"
-local health = require "gateway.health"
 local limit = require "gateway.limit"
 local ollama = require "gateway.ollama"
 local policy = require "gateway.policy"
 local redis = require "gateway.redis"
 local relay = require "gateway.relay"
+local upstreams = require "gateway.upstreams"
 
 local main = {}
 
@@ -48,7 +49,8 @@ function main.init(settings, secrets_file)
     settings.engine.key = secrets.engine_key
     auth.init(secrets.keys)
     engine.init(settings.engine)
-    health.init(settings.engine.health)
+    cloud.init(settings.cloud, secrets.cloud_key)
+    upstreams.init(settings.engine, settings.upstreams, secrets.upstream_keys)
     limit.init(settings.rate_limit)
     ollama.init(settings.ollama)
     policy.init(settings.policy)

@@ -81,6 +81,7 @@ function metrics.log()
         bytes = tonumber(var.bytes_sent),
         seconds = tonumber(var.request_time),
         cache = cached,
+        upstream = ctx.upstream,
         error = ctx.failure,
     }) .. "\n"
     ffi.C.write(1, line, #line)

@@ -4,6 +4,7 @@
 local cjson = require "cjson.safe"
 local engine = require "gateway.engine"
 local errors = require "gateway.errors"
+local upstreams = require "gateway.upstreams"
 
 local ollama = {}
 local settings
@@ -56,7 +57,7 @@ local function too_long(body)
     local path, question = native(body)
     local response = path and engine.ask({
         method = "POST", path = path, content_type = "application/json", body = question,
-    })
+    }, upstreams.any())
     local said = response and errors.read(engine.collect(response) or "").message
     if response and response.status == 400 and type(said) == "string"
         and said:find("context length", 1, true) then

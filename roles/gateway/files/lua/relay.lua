@@ -13,6 +13,7 @@ local cache = require "gateway.cache"
 local engine = require "gateway.engine"
 local errors = require "gateway.errors"
 local ollama = require "gateway.ollama"
+local upstreams = require "gateway.upstreams"
 
 local relay = {}
 
@@ -33,7 +34,9 @@ local function refuse_as_engine(response, request)
     local given = errors.read(engine.collect(response) or "")
     local status = response.status
     if status == 401 or status == 403 or status < 400 then
-        ngx.log(ngx.ERR, "the engine answered ", status, ": ", given.message)
+        -- A cloud's words may hold a part of its key.
+        ngx.log(ngx.ERR, "the engine answered ", status, ": ",
+            response.foreign and "(from the cloud)" or given.message)
         return errors.send(502, {message = "The engine refuses the gateway (" .. status .. ")."})
     elseif status == 500 and (request.content_type or ""):find("json", 1, true)
         and not pcall(cjson.decode, request.body) then
@@ -44,9 +47,10 @@ local function refuse_as_engine(response, request)
     return errors.send(status, given)
 end
 
--- Lets those go that wait for the same answer.
+-- The engine has nothing more to do: lets those go that wait for the same answer.
 function relay.landed()
     local ctx = ngx.ctx
+    upstreams.left()
     if ctx.landed then
         ctx.landed(ctx.kept)
         ctx.landed = nil
@@ -133,10 +137,15 @@ end
 function relay.answer(request, route, entry)
     local ctx = ngx.ctx
     ctx.asked = ngx.now()
-    local response, err = engine.ask(request)
+    local response, err, message = upstreams.ask(request)
     if not response then
-        return errors.send(fail(err))
-    elseif response.status >= 300 then
+        return errors.send(fail(err), {message = message})
+    end
+    if response.foreign then -- another model's answer
+        entry, ctx.cache = nil, "BYPASS"
+        ngx.header["X-Cache"] = ctx.cache
+    end
+    if response.status >= 300 then
         return refuse_as_engine(response, request)
     end
     ngx.status = response.status
