@@ -24,6 +24,7 @@ PLAN = {
     "served_model_name": "tiny-r1",
     "precision": "q4_k_m",
     "max_model_len": 4096,
+    "max_num_seqs": 256,
     "download": {"files": [{"path": "tiny-r1.gguf", "bytes": 1, "sha256": "00"}]},
 }
 
