@@ -55,8 +55,9 @@ local function take(key, per_minute, cost, owed)
 end
 
 local function duration(seconds)
-    local minutes = math.floor(seconds / 60)
-    return (minutes > 0 and minutes .. "m" or "") .. ("%.1fs"):format(seconds - 60 * minutes)
+    local tenths = math.ceil(seconds * 10)
+    local minutes = math.floor(tenths / 600)
+    return (minutes > 0 and minutes .. "m" or "") .. ("%.1fs"):format(tenths / 10 - 60 * minutes)
 end
 
 -- Spends `cost` of the client's requests or tokens and says what is left, as OpenAI does. Returns
