@@ -202,9 +202,8 @@ def hang(gateway, count, key=KEYS[0]["key"]):
 
 
 def worker_pids(gateway) -> list[int]:
-    path = f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children"
-    with open(path) as file:
-        return [int(pid) for pid in file.read().split()]
+    path = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
 
 
 def test_concurrent_requests(start_gateway, stand_in, workers):
@@ -367,7 +366,9 @@ def test_many_addresses_cannot_lift_a_clients_limit(start_gateway, stand_in):
 
     def knock(address):
         source = (address, 0)
-        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, 10, source_address=source)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", gateway.port, 10, source_address=source
+        )
         connection.request("GET", "/v1/models", headers={"Authorization": "Bearer wrong"})
         status = connection.getresponse().status
         connection.close()

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -79,9 +80,8 @@ def until(true, seconds=15):
 
 
 def worker_pids(gateway) -> list[int]:
-    path = f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children"
-    with open(path) as file:
-        return [int(pid) for pid in file.read().split()]
+    path = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
 
 
 @pytest.fixture
@@ -235,9 +235,7 @@ def test_openais_client_tries_again(start_gateway, slow, ask):
 
 
 def test_who_waits_too_long_is_told_so(start_gateway, slow, ask):
-    gateway = start_gateway(
-        slow.stand_in.port, gateway_engine_requests=1, gateway_read_timeout=2
-    )
+    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=1, gateway_read_timeout=2)
     ask(gateway, "first")
     until(lambda: len(slow.users()) == 1)
     asked = [threading.Thread(target=gateway.chat, kwargs={"user": "x"}) for _ in range(3)]
