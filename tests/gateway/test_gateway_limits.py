@@ -345,7 +345,7 @@ def test_strangers_are_limited_by_address(start_gateway, stand_in, workers):
     assert refused.error["code"] == "too_many_failures"
     assert "30 in a minute" in refused.error["message"]
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
-    # Who came with a right key from here before gets in, and has paid for nothing of this.
+    # A key that was right before gets in, and has paid for nothing of this.
     answer = gateway.chat()
     assert answer.status == 200
     assert left(answer, "requests") >= 58

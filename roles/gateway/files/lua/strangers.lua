@@ -1,6 +1,7 @@
 -- Who comes without a key, or with a wrong one, is limited by address, so that nobody tries keys by
--- the thousand. A key that was right from this address before stays right. All this is in a memory
--- of its own, which forgets the oldest: it never holds what counts for a client.
+-- the thousand. A key that was right lately stays right, also beside them: many clients may share an
+-- address. All this is in a memory of its own, which forgets the oldest: it never holds what counts
+-- for a client.
 
 local hash = require "gateway.hash"
 
@@ -10,7 +11,7 @@ local strangers = {}
 
 local FAILURES = 30 -- per minute and address
 local WINDOW = 60 -- seconds
-local REMEMBERED = 86400 -- seconds that a right key counts as known from an address
+local REMEMBERED = 86400 -- seconds that a key counts as right
 
 -- An IPv6 network is one address: who has one has all of it.
 local function address()
@@ -18,8 +19,8 @@ local function address()
     return #bytes == 16 and bytes:sub(1, 8) or bytes
 end
 
-local function mark(authorization, from)
-    return "right " .. hash.sha256(authorization) .. from
+local function mark(authorization)
+    return "right " .. hash.sha256(authorization)
 end
 
 -- By the minutes of the clock.
@@ -31,7 +32,7 @@ end
 function strangers.refuses(authorization)
     local from = address()
     if (seen:get(failures(from)) or 0) < FAILURES
-        or authorization and seen:get(mark(authorization, from)) then
+        or authorization and seen:get(mark(authorization)) then
         return nil
     end
     return {429, WINDOW - ngx.time() % WINDOW, {
@@ -46,7 +47,7 @@ function strangers.failed()
 end
 
 function strangers.known(authorization)
-    local right = mark(authorization, address())
+    local right = mark(authorization)
     if not seen:get(right) then
         seen:set(right, true, REMEMBERED)
     end
