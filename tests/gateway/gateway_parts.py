@@ -3,7 +3,10 @@
 import getpass
 import grp
 import os
+import re
+import signal
 import socket
+import time
 from pathlib import Path
 
 from ansible.parsing.dataloader import DataLoader
@@ -24,6 +27,7 @@ PLAN = {
     "served_model_name": "tiny-r1",
     "precision": "q4_k_m",
     "max_model_len": 4096,
+    "max_num_seqs": 256,
     "download": {"files": [{"path": "tiny-r1.gguf", "bytes": 1, "sha256": "00"}]},
 }
 
@@ -31,6 +35,31 @@ PLAN = {
 def listens(port: int, address: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((address, port)) == 0
+
+
+def until(true, seconds: float = 30):
+    """Wait until true() is, and return what it gives."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def worker_pids(gateway) -> set[int]:
+    path = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
+    return {int(pid) for pid in path.read_text().split()}
+
+
+def reload(gateway, old: str = "", new: str = "") -> None:
+    """Reload the configuration, with other words in it (old: a pattern); the old workers leave."""
+    config = Path(gateway.role.variables["r1_etc"]) / "gateway/nginx.conf"
+    text, count = re.subn(old, new, config.read_text())
+    assert count
+    config.write_text(text)
+    before = worker_pids(gateway)
+    gateway.process.send_signal(signal.SIGHUP)
+    until(lambda: worker_pids(gateway) and not before & worker_pids(gateway))
 
 
 class Role:

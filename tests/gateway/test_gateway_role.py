@@ -192,7 +192,7 @@ def play(tmp_path, paths, *extra, **settings) -> str:
             "secrets_api_keys": KEYS,
             "secrets_engine_key": ENGINE_KEY,
             "plan_result": {"engine": "llamacpp", "served_model_name": "x", "precision": "q8_0"}
-            | {"download": {"files": []}, "max_model_len": 4096},
+            | {"download": {"files": []}, "max_model_len": 4096, "max_num_seqs": 2},
             "inspect_result": {"cpu": {"count": 2}},
             "__gateway_user": USER,
             "__redis_user": GROUP,

@@ -194,9 +194,9 @@ def test_a_cache_that_is_switched_off(tail, llama, start_gateway):
 
 
 def test_a_rate_limit_below_what_verify_asks(deployed, tail, llama, start_gateway, redis):
-    result = tail(start_gateway(llama, gateway_rate_limit=2))
+    result = tail(start_gateway(llama, gateway_limits={"requests_per_minute": 2}))
     assert result.returncode != 0
-    assert "gateway_rate_limit allows fewer requests" in result.stdout
+    assert "gateway_limits allows fewer requests" in result.stdout
 
 
 def test_an_open_redis_port(deployed, tail, stack, verify):

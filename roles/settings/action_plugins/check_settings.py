@@ -50,6 +50,11 @@ URLS = {
     "nvidia_toolkit_apt_url",
 }
 FINGERPRINT = (r"[0-9A-Fa-f]{40}", "is no fingerprint", "give its 40 digits of 0-9 and A-F")
+NUMBER_OF_REQUESTS = (
+    r"auto|\d+",
+    "is neither auto nor a number of requests",
+    "give auto, or a whole number of 0 or more",
+)
 # name: (pattern of the whole value, what is wrong, what to give)
 FORMS = {
     "gateway_max_body": (r"\d+[kKmMgG]?", "is not a size", "give a number with k, m or g: 10m"),
@@ -75,7 +80,11 @@ FORMS = {
     ),
     "nvidia_toolkit_apt_key": FINGERPRINT,
     "gateway_read_timeout": (r"[1-9]\d*", "is not above 0", "give seconds, 600 or more"),
+    "gateway_engine_requests": NUMBER_OF_REQUESTS,
+    "gateway_queue": NUMBER_OF_REQUESTS,
 }
+LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_streams")
+MODEL_NAME = re.compile(r"[\w.:/@+-]{1,200}", re.ASCII)
 LOOPBACK = re.compile(r"unix:|localhost:|127\.|\[?::1\]?:")
 ADDRESSES = {"gateway_address", "gateway_engine_address"}
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -194,6 +203,10 @@ def check_range(name, value, kind) -> tuple[str, str] | None:
             return "holds more than networks", "give addresses or networks: [10.0.0.0/8]"
     elif name == "api_keys":
         return check_clients(value)
+    elif name == "gateway_limits":
+        return check_limits(value)
+    elif name == "gateway_clients":
+        return check_own_limits(value)
     elif name == "plan_hardware":
         return check_hardware(value)
     elif name == "gateway_upstreams":
@@ -218,6 +231,35 @@ def check_clients(clients) -> tuple[str, str] | None:
     for client in clients:
         if not CLIENT_NAME.fullmatch(str(client)):
             return f"holds the name {show(client)}", "use letters, digits, - and _, at most 64"
+    return None
+
+
+def check_limits(limits, more=()) -> tuple[str, str] | None:
+    """What a client may; more: members that are allowed besides."""
+    known = (*LIMITS, "models", *more)
+    for member, value in limits.items():
+        if member not in known:
+            close = nearest(member, known)
+            fix = f"did you mean {close}? " if close else ""
+            return f"has the unknown member {show(member)}", fix + "use " + ", ".join(known)
+        if member in LIMITS and (type(value) is not int or value < 0):
+            return f"has {member} {show(value)}", "give a whole number, 0 for no limit"
+        if member == "cache" and not isinstance(value, bool):
+            return f"has cache {show(value)}", "give true or false"
+        if member == "models" and not (
+            isinstance(value, list) and all(MODEL_NAME.fullmatch(str(name)) for name in value)
+        ):
+            return f"has models {show(value)}", "give a list of names as requests use them"
+    return None
+
+
+def check_own_limits(clients) -> tuple[str, str] | None:
+    for name, limits in clients.items():
+        if not isinstance(limits, dict):
+            return f"has {show(limits)} for {name}", f"give a mapping: {{{name}: {{cache: false}}}}"
+        wrong = check_limits(limits, ("cache",))
+        if wrong:
+            return f"{wrong[0]} for {name}", wrong[1]
     return None
 
 
@@ -358,6 +400,16 @@ def contradictions(settings: dict, host: str) -> list[str]:
             f"is less than max_num_seqs, {sequences}",
             f"give at least {sequences}, or auto",
         )
+
+    for client in value("gateway_clients") or {}:
+        known = value("api_keys")
+        if known and client not in known:
+            close = nearest(client, known)
+            clash(
+                "gateway_clients",
+                f"names {client}, who has no key",
+                (f"did you mean {close}? " if close else "") + f"else add {client} to api_keys",
+            )
 
     hardware, parallel = value("plan_hardware"), str(value("tensor_parallel_size"))
     if hardware and parallel.isdigit():

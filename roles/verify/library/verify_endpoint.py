@@ -233,8 +233,8 @@ class Door:
         if answer.status == 429:
             raise Failed(
                 answer,
-                "gateway_rate_limit allows fewer requests a minute than these checks make, a dozen",
-                "wait a minute and verify again, or raise gateway_rate_limit",
+                "gateway_limits allows fewer requests a minute than these checks make, a dozen",
+                "wait a minute and verify again, or raise gateway_limits",
             )
         return answer
 

@@ -51,6 +51,14 @@ function errors.send(status, given)
     ngx.print(body)
 end
 
+-- refused: {status, seconds until another try makes sense (nil: none does), fields}
+function errors.refuse(refused)
+    if refused[2] then
+        ngx.header["Retry-After"] = math.max(math.ceil(refused[2]), 1)
+    end
+    return errors.send(refused[1], refused[3])
+end
+
 -- What an engine said in its own words, as the fields of errors.body.
 function errors.read(body)
     local answer = cjson.decode(body)

@@ -122,6 +122,11 @@ function json.array(text, at)
     return elements
 end
 
+-- The value that starts at `at`.
+function json.value(text, at)
+    return sub(text, at, value_end(text, at))
+end
+
 -- Where the value of `key` lies in the object at `at`; of several, the last, as cjson has it.
 function json.member(text, at, key)
     local from, to

@@ -1,4 +1,4 @@
--- The way of a request: known route, known key, within the limit, cache, rules, engine.
+-- The way of a request: known key, known route, within the limits, cache, line, rules, engine.
 
 local cjson = require "cjson"
 local answer = require "gateway.answer"
@@ -9,10 +9,14 @@ local engine = require "gateway.engine"
 local errors = require "gateway.errors"
 local flight = require "gateway.flight"
 local limit = require "gateway.limit"
+local metrics = require "gateway.metrics"
+local models = require "gateway.models"
 local ollama = require "gateway.ollama"
 local policy = require "gateway.policy"
+local queue = require "gateway.queue"
 local redis = require "gateway.redis"
 local relay = require "gateway.relay"
+local strangers = require "gateway.strangers"
 local upstreams = require "gateway.upstreams"
 
 local main = {}
@@ -51,9 +55,10 @@ function main.init(settings, secrets_file)
     engine.init(settings.engine)
     cloud.init(settings.cloud, secrets.cloud_key)
     upstreams.init(settings.engine, settings.upstreams, secrets.upstream_keys)
-    limit.init(settings.rate_limit)
+    limit.init(settings.limits)
     ollama.init(settings.ollama)
     policy.init(settings.policy)
+    queue.init(settings.queue)
     answer.init(settings.answer)
     redis.init(settings.redis)
     cache.init(settings.cache)
@@ -78,11 +83,17 @@ end
 
 local function serve()
     local ctx, var = ngx.ctx, ngx.var
+    local refused = strangers.refuses(var.http_authorization)
+    if refused then
+        return errors.refuse(refused)
+    end
     local client, problem = auth.client(var.http_authorization)
     if not client then
+        strangers.failed()
         ngx.header["WWW-Authenticate"] = 'Bearer realm="deepseek-r1"'
         return errors.send(401, {message = problem})
     end
+    strangers.known(var.http_authorization)
     ctx.client = client
     local route, name = find_route(var.uri)
     if not route then
@@ -96,16 +107,21 @@ local function serve()
     elseif var.http_content_encoding then
         return errors.send(415)
     end
-    local wait = limit.wait(client)
-    if wait then
-        ngx.header["Retry-After"] = wait
-        return errors.send(429)
+    local asks = route.method == "POST"
+    refused = limit.enter(client, asks)
+    if refused then
+        return errors.refuse(refused)
     end
 
     local path = var.uri .. (var.args and "?" .. var.args or "")
     local body, in_memory = read_body()
+    refused = models.refuses(client, var.uri, body)
+    if refused then
+        return errors.refuse(refused)
+    end
     local asked = var.http_x_r1_policy
-    local entry = route.choices and in_memory and cache.entry(client, path .. " " .. (asked or ""),
+    local cached = route.choices and in_memory and limit.of(client).cache ~= false
+    local entry = cached and cache.entry(client, path .. " " .. (asked or ""),
         var.http_content_type, var.http_cache_control, body) or nil
     local stored
     stored, ctx.cache, ctx.policy = cache.get(entry)
@@ -121,6 +137,11 @@ local function serve()
     if stored then
         ngx.header["X-R1-Policy"] = ctx.policy
         return relay.send(stored, entry.type)
+    end
+    refused = asks and (limit.ask(client, var.http_content_type, body)
+        or not upstreams.spills({path = path, body = body}) and queue.enter(client, engine.patience()))
+    if refused then
+        return errors.refuse(refused)
     end
     if route.choices then
         local applied
@@ -151,6 +172,15 @@ end
 function main.serve()
     serve()
     relay.landed()
+    queue.leave()
+end
+
+-- Runs once at the end of every request, whatever ended it.
+function main.log()
+    upstreams.left()
+    queue.leave()
+    limit.leave()
+    metrics.log()
 end
 
 function main.not_found()

@@ -12,6 +12,7 @@ local answer = require "gateway.answer"
 local cache = require "gateway.cache"
 local engine = require "gateway.engine"
 local errors = require "gateway.errors"
+local models = require "gateway.models"
 local ollama = require "gateway.ollama"
 local upstreams = require "gateway.upstreams"
 
@@ -173,7 +174,7 @@ function relay.answer(request, route, entry)
     if route.choices then
         body, complete, ctx.usage = answer.whole(body)
     elseif route.method == "GET" then
-        body = ollama.plain_names(body)
+        body = models.listed(ctx.client, ollama.plain_names(body))
     end
     if complete and entry and entry.type == "application/json" and response.status == 200 then
         ctx.kept = cache.put(entry, body, ctx.policy)

@@ -21,7 +21,7 @@ local PROMPT_BYTES = 1024 -- that tell one text to complete from another
 
 -- own: the host's engine, {address, port, key, health}. given: {engines (further ones, each with
 -- name, address, port, tls, drain, health), drain (the own one), slots (requests that an engine runs
--- at a time)}. keys: of the further engines by name; without one, the own engine's.
+-- at a time; 0: any number)}. keys: of the further engines by name; without one, the own engine's.
 function upstreams.init(own, given, keys)
     own.name, own.drain, own.host = "engine", given.drain, own.address .. ":" .. own.port
     engines, slots = {own}, given.slots
@@ -128,9 +128,10 @@ local function pick(conversation, tried, any)
     return least.one
 end
 
--- Whether the cloud takes this request ({path, body}) because each engine runs all it can.
+-- Whether the cloud takes this request ({path, body}) because each engine runs all it can. Then it
+-- needs no place in the line before them.
 function upstreams.spills(request)
-    if not cloud.overflows(request) then
+    if slots == 0 or not cloud.overflows(request) then
         return false
     end
     for _, one in ipairs(engines) do

@@ -1,0 +1,96 @@
+-- The models that a client may use, where it may not use all.
+
+local cjson = require "cjson.safe"
+local json = require "gateway.json"
+local limit = require "gateway.limit"
+
+local models = {}
+
+-- The names a client may use, as a set, or nil for all.
+local function allowed(client)
+    local names = limit.of(client).models
+    if not names or #names == 0 then
+        return nil
+    end
+    local set = {}
+    for _, name in ipairs(names) do
+        set[name] = true
+    end
+    return set
+end
+
+local function unknown(name)
+    return {404, nil, {
+        message = ("The model '%s' does not exist, or this API key may not use it."):format(name),
+        code = "model_not_found",
+        param = "model",
+    }}
+end
+
+local UNNAMED = {400, nil, {
+    message = "This API key may use some models only: name one in 'model', in a body of JSON.",
+    param = "model",
+}}
+
+local function string_of(raw)
+    local value = (cjson.decode("[" .. raw .. "]") or {})[1]
+    return type(value) == "string" and value or nil
+end
+
+-- nil when the client may use the model that the path or the body names, else {status, nil, error}.
+function models.refuses(client, path, body)
+    local names = allowed(client)
+    if not names then
+        return nil
+    end
+    local wanted = path:match("^/v1/models/(.+)$")
+    if wanted or path == "/v1/models" then
+        return wanted and not names[wanted] and unknown(wanted) or nil
+    end
+    local members, close = json.object(body)
+    if not members or body:find("%S", close + 1) then
+        return UNNAMED
+    end
+    local found
+    for _, member in ipairs(members) do -- each one: which of two an engine takes is not known here
+        local key = string_of('"' .. member.key .. '"')
+        if key == "model" then
+            found = string_of(body:sub(member.from, member.to))
+        end
+        if not key or key == "model" and not found then
+            return UNNAMED
+        elseif key == "model" and not names[found] then
+            return unknown(found)
+        end
+    end
+    return not found and UNNAMED or nil
+end
+
+-- The list of models without those that the client may not use; the rest stays as it is.
+function models.listed(client, body)
+    local names = allowed(client)
+    local data = names and cjson.decode(body)
+    if type(data) ~= "table" then
+        return body
+    end
+    local edits = {}
+    for key, title in pairs({data = "id", models = "model"}) do -- llama.cpp has both lists
+        local list = data[key]
+        if type(list) == "table" and #list > 0 then
+            local kept = {}
+            local from, to = json.member(body, 1, key)
+            local places = json.array(body, from)
+            for i, model in ipairs(list) do
+                if type(model) == "table" and names[model[title] or model.name] then
+                    kept[#kept + 1] = json.value(body, places[i])
+                end
+            end
+            edits[#edits + 1] = {
+                from = from, to = to, text = "[" .. table.concat(kept, ",") .. "]",
+            }
+        end
+    end
+    return json.apply(body, edits)
+end
+
+return models
