@@ -46,7 +46,7 @@ def test_requests_per_minute(start_gateway, llama):
     assert [left(answer, "requests") for answer in answers] == [2, 1, 0, 0]
     assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {"3"}
     assert "x-ratelimit-limit-tokens" not in answers[0].headers
-    assert answers[0].headers["x-ratelimit-reset-requests"] in ("19.9s", "20.0s")
+    assert answers[0].headers["x-ratelimit-reset-requests"] == "20.0s"
     refused = answers[3]
     assert refused.error["code"] == "rate_limit_exceeded"
     assert refused.error["type"] == "requests"
@@ -66,7 +66,7 @@ def test_the_limit_is_exact_over_many_at_once(start_gateway, stand_in, workers):
         answers = list(pool.map(lambda _: gateway.ask("/v1/models"), range(80)))
     refilled = (time.monotonic() - started) * 40 / 60
     passed = sum(answer.status == 200 for answer in answers)
-    assert 40 <= passed <= 41 + refilled
+    assert 40 <= passed <= 40 + refilled + 0.01
     assert {answer.status for answer in answers} == {200, 429}
 
 

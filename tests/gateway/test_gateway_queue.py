@@ -69,6 +69,30 @@ def workers(request) -> int:
     return request.param
 
 
+COUNTS = """location = /counts { content_by_lua_block {
+    local queue = require "gateway.queue"
+    ngx.print("[", queue.depth(), ",", queue.running(), "]") } }
+"""
+
+
+def waiting(gateway) -> int:
+    return gateway.ask("/counts", key=None).json()[0]
+
+
+@pytest.fixture
+def start_line(start_gateway, slow):
+    """start_line(**settings) returns a gateway before the slow engine that tells its counts, and
+    bears with a slow Redis, as this machine may be."""
+
+    def start(**settings):
+        gateway = start_gateway(slow.stand_in.port, **settings)
+        reload(gateway, "(?=location = /healthz)", COUNTS)
+        reload(gateway, r'_timeout": 50\b', '_timeout": 5000')
+        return gateway
+
+    return start
+
+
 @pytest.fixture
 def ask():
     """ask(gateway, user, key) sends a request and does not wait; its connection."""
@@ -95,17 +119,17 @@ def fill(slow, gateway, ask, count, at_engine):
         if number < at_engine:
             until(lambda number=number: len(slow.users()) == number + 1)
         else:
-            time.sleep(0.03)  # so that they stand in line in this order
+            until(lambda number=number: waiting(gateway) == number + 1 - at_engine)
     return connections
 
 
-def test_no_more_at_the_engine_than_it_takes(start_gateway, slow, workers):
-    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=3, gateway_workers=workers)
+def test_no_more_at_the_engine_than_it_takes(start_line, slow, workers):
+    gateway = start_line(gateway_engine_requests=3, gateway_workers=workers)
     with ThreadPoolExecutor(20) as pool:
         answers = [pool.submit(gateway.chat, user=str(number)) for number in range(20)]
+        until(lambda: waiting(gateway) == 17)
         until(lambda: slow.running == 3)
-        time.sleep(0.3)
-        assert len(slow.users()) == 3
+        assert gateway.ask("/counts", key=None).json() == [17, 3]
         slow.let_go(20)
         assert [answer.result().status for answer in answers] == [200] * 20
     assert slow.most == 3
@@ -142,8 +166,8 @@ def test_auto_is_what_the_plan_says(start_gateway, slow, ask):
     assert settings["queue"] == {"requests": 2, "waiting": 64}
 
 
-def test_first_come_first_served_within_a_client(start_gateway, slow, ask, workers):
-    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=1, gateway_workers=workers)
+def test_first_come_first_served_within_a_client(start_line, slow, ask, workers):
+    gateway = start_line(gateway_engine_requests=1, gateway_workers=workers)
     fill(slow, gateway, ask, 8, at_engine=1)
     for number in range(1, 8):
         slow.let_go()
@@ -151,9 +175,8 @@ def test_first_come_first_served_within_a_client(start_gateway, slow, ask, worke
     assert slow.users() == [f"first-{number}" for number in range(8)]
 
 
-def test_a_client_with_many_waiting_does_not_hold_back_another(start_gateway, slow, ask, workers):
-    gateway = start_gateway(
-        slow.stand_in.port,
+def test_a_client_with_many_waiting_does_not_hold_back_another(start_line, slow, ask, workers):
+    gateway = start_line(
         gateway_engine_requests=2,
         gateway_queue=200,
         gateway_workers=workers,
@@ -161,56 +184,49 @@ def test_a_client_with_many_waiting_does_not_hold_back_another(start_gateway, sl
     fill(slow, gateway, ask, 2, at_engine=2)
     for number in range(2, 102):
         ask(gateway, f"first-{number}")
-    ask(gateway, "second-0", SECOND)
-    time.sleep(0.5)
-    ask(gateway, "second-1", SECOND)
-    time.sleep(0.2)
-    for count in range(3, 9):
-        slow.let_go()
-        until(lambda count=count: len(slow.users()) == count)
-    came = [user.split("-")[0] for user in slow.users()]
-    assert slow.users()[2] == "second-0"  # who has nothing at the engine is next
-    assert came[:5].count("second") == 2
+    until(lambda: waiting(gateway) == 100)
+    ask(gateway, "second", SECOND)
+    until(lambda: waiting(gateway) == 101)
+    slow.let_go()
+    until(lambda: len(slow.users()) == 3)
+    assert slow.users()[2] == "second"
 
 
-def test_clients_take_turns(start_gateway, slow, ask, workers):
-    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=1, gateway_workers=workers)
+def test_clients_take_turns(start_line, slow, ask, workers):
+    gateway = start_line(gateway_engine_requests=1, gateway_workers=workers)
     fill(slow, gateway, ask, 5, at_engine=1)
     for number in range(4):
         ask(gateway, f"second-{number}", SECOND)
-    time.sleep(0.3)
+    until(lambda: waiting(gateway) == 8)
     for count in range(2, 10):
         slow.let_go()
         until(lambda count=count: len(slow.users()) == count)
     assert [user.split("-")[0] for user in slow.users()] == ["first"] + ["second", "first"] * 4
 
 
-def test_a_full_line(start_gateway, slow, ask, workers):
-    gateway = start_gateway(
-        slow.stand_in.port,
+def test_a_full_line(start_line, slow, ask, workers):
+    gateway = start_line(
         gateway_engine_requests=1,
         gateway_queue=3,
         gateway_workers=workers,
     )
     fill(slow, gateway, ask, 4, at_engine=1)
-    time.sleep(0.3)
     refused = gateway.chat(user="too many")
     assert (refused.status, refused.error["code"]) == (503, "queue_full")
     assert refused.error["type"] == "server_error"
     assert "Too many requests wait for the model: 3." in refused.error["message"]
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
     ask(gateway, "second", SECOND)  # but its first one finds a place
-    time.sleep(0.3)
+    until(lambda: waiting(gateway) == 4)
     assert gateway.chat(user="second too", key=SECOND).status == 503
     slow.let_go()
     until(lambda: len(slow.users()) == 2)
     assert slow.users()[1] == "second"
 
 
-def test_openais_client_tries_again(start_gateway, slow, ask):
-    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=1, gateway_queue=1)
+def test_openais_client_tries_again(start_line, slow, ask):
+    gateway = start_line(gateway_engine_requests=1, gateway_queue=1)
     fill(slow, gateway, ask, 2, at_engine=1)
-    time.sleep(0.3)
     client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=FIRST, max_retries=0)
     with pytest.raises(openai.InternalServerError, match="wait for the model"):
         client.chat.completions.create(**CHAT, user="x")
@@ -219,8 +235,8 @@ def test_openais_client_tries_again(start_gateway, slow, ask):
     assert again.choices[0].message.content == "4"
 
 
-def test_who_waits_too_long_is_told_so(start_gateway, slow, ask):
-    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=1, gateway_read_timeout=2)
+def test_who_waits_too_long_is_told_so(start_line, slow, ask):
+    gateway = start_line(gateway_engine_requests=1, gateway_read_timeout=2)
     ask(gateway, "first")
     until(lambda: len(slow.users()) == 1)
     with ThreadPoolExecutor(3) as pool:
@@ -233,12 +249,12 @@ def test_who_waits_too_long_is_told_so(start_gateway, slow, ask):
     assert told.headers["Retry-After"]
 
 
-def test_who_leaves_the_line_is_not_asked_for(start_gateway, slow, ask, workers):
-    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=1, gateway_workers=workers)
+def test_who_leaves_the_line_is_not_asked_for(start_line, slow, ask, workers):
+    gateway = start_line(gateway_engine_requests=1, gateway_workers=workers)
     connections = fill(slow, gateway, ask, 4, at_engine=1)
     connections[1].close()
     connections[3].close()
-    assert {line["status"] for line in gateway.log(2)} == {499}
+    until(lambda: [line["status"] for line in gateway.log()].count(499) == 2)
     ask(gateway, "first-4")
     for count in (2, 3):
         slow.let_go()
@@ -246,27 +262,15 @@ def test_who_leaves_the_line_is_not_asked_for(start_gateway, slow, ask, workers)
     assert slow.users() == ["first-0", "first-2", "first-4"]
 
 
-def test_who_leaves_the_engine_makes_room(start_gateway, slow, ask, workers):
-    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=1, gateway_workers=workers)
+def test_who_leaves_the_engine_makes_room(start_line, slow, ask, workers):
+    gateway = start_line(gateway_engine_requests=1, gateway_workers=workers)
     connections = fill(slow, gateway, ask, 2, at_engine=1)
     connections[0].close()
     until(lambda: slow.users() == ["first-0", "first-1"])
 
 
-@pytest.fixture
-def patient(start_gateway, redis, slow):
-    """A gateway for one request at a time that bears with a slow Redis, as this machine may be."""
-
-    def start(**settings):
-        gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=1, **settings)
-        reload(gateway, r'_timeout": 50\b', '_timeout": 5000')
-        return gateway
-
-    return start
-
-
-def test_hits_and_followers_do_not_wait(patient, slow, ask):
-    gateway = patient(gateway_queue=2)
+def test_hits_and_followers_do_not_wait(start_line, redis, slow, ask):
+    gateway = start_line(gateway_engine_requests=1, gateway_queue=2)
     slow.let_go()
     same = {"temperature": 0, "max_tokens": 5}
     assert gateway.chat(user="a", **same).cache == "MISS"
@@ -276,7 +280,7 @@ def test_hits_and_followers_do_not_wait(patient, slow, ask):
     # Ten identical questions take one place in line, or most of them would be refused.
     with ThreadPoolExecutor(10) as pool:
         answers = [pool.submit(gateway.chat, user="b", **same) for _ in range(10)]
-        time.sleep(1)
+        until(lambda: waiting(gateway) == 1)
         assert not any(answer.done() for answer in answers)
         slow.let_go(2)
         answers = [answer.result() for answer in answers]
@@ -285,8 +289,8 @@ def test_hits_and_followers_do_not_wait(patient, slow, ask):
     assert slow.users() == ["a", "blocks", "b"]
 
 
-def test_a_leader_waits_longer_than_its_lock_lasts(patient, slow, ask):
-    gateway = patient()
+def test_a_leader_waits_longer_than_its_lock_lasts(start_line, redis, slow, ask):
+    gateway = start_line(gateway_engine_requests=1)
     ask(gateway, "blocks")
     until(lambda: len(slow.users()) == 1)
     with ThreadPoolExecutor(4) as pool:
@@ -297,31 +301,30 @@ def test_a_leader_waits_longer_than_its_lock_lasts(patient, slow, ask):
     assert slow.users() == ["blocks", "b"]
 
 
-def test_when_a_leader_leaves_the_line_a_follower_takes_its_place(patient, slow, ask):
-    gateway = patient()
+def test_when_a_leader_leaves_the_line_a_follower_takes_its_place(start_line, redis, slow, ask):
+    gateway = start_line(gateway_engine_requests=1)
     ask(gateway, "blocks")
     until(lambda: len(slow.users()) == 1)
     leader = ask(gateway, "b", temperature=0)
-    time.sleep(0.3)
+    until(lambda: waiting(gateway) == 1)
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(gateway.chat, user="b", temperature=0) for _ in range(4)]
         time.sleep(0.5)
         leader.close()
-        time.sleep(0.5)
+        until(lambda: any(line["status"] == 499 for line in gateway.log()))
+        until(lambda: waiting(gateway) == 1)
         slow.let_go(2)
         assert sorted(a.result().cache for a in answers) == ["HIT"] * 3 + ["MISS"]
     assert slow.users() == ["blocks", "b"]
 
 
-def test_a_killed_worker_takes_its_places_with_it(start_gateway, slow, ask, workers):
-    gateway = start_gateway(
-        slow.stand_in.port,
+def test_a_killed_worker_takes_its_places_with_it(start_line, slow, ask, workers):
+    gateway = start_line(
         gateway_engine_requests=2,
         gateway_queue=3,
         gateway_workers=workers,
     )
     fill(slow, gateway, ask, 5, at_engine=2)
-    time.sleep(0.3)
     before = worker_pids(gateway)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
@@ -331,30 +334,28 @@ def test_a_killed_worker_takes_its_places_with_it(start_gateway, slow, ask, work
     for number in range(5):
         ask(gateway, f"after-{number}")
     until(lambda: len(slow.users()) == came + 2)
-    time.sleep(0.3)
+    until(lambda: waiting(gateway) == 3)
     assert gateway.chat(user="too many").status == 503
     slow.let_go(5)
     until(lambda: len(slow.users()) == came + 5)
     assert slow.most <= 2 * 2
 
 
-def test_one_killed_worker_of_two(start_gateway, slow, ask):
-    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=2, gateway_workers=2)
+def test_one_killed_worker_of_two(start_line, slow, ask):
+    gateway = start_line(gateway_engine_requests=2, gateway_workers=2)
     fill(slow, gateway, ask, 10, at_engine=2)
     before = worker_pids(gateway)
     os.kill(min(before), signal.SIGKILL)
     until(lambda: len(worker_pids(gateway)) == 2 and worker_pids(gateway) != before)
     slow.let_go(100)
-    gateway.log(1)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: gateway.chat(user=f"after-{n}"), range(16)))
     assert {answer.status for answer in answers} == {200}
     assert slow.most <= 4
 
 
-def test_workers_killed_again_and_again_leave_no_count_behind(start_gateway, slow, ask):
-    gateway = start_gateway(
-        slow.stand_in.port,
+def test_workers_killed_again_and_again_leave_no_count_behind(start_line, slow, ask):
+    gateway = start_line(
         gateway_engine_requests=2,
         gateway_queue=8,
         gateway_workers=2,
@@ -387,25 +388,24 @@ def test_workers_killed_again_and_again_leave_no_count_behind(start_gateway, slo
     for number in range(6):
         ask(gateway, f"after-{number}")
     until(lambda: len(slow.stand_in.requests) == came + 2)
-    time.sleep(0.3)
+    until(lambda: waiting(gateway) == 4)
     assert gateway.chat().status == 429  # six run, two of them at the engine
     assert len(slow.stand_in.requests) == came + 2
     slow.let_go(6)
     until(lambda: len(slow.stand_in.requests) == came + 6)
 
 
-def test_a_reload_cuts_nobody_in_line(start_gateway, slow, workers):
-    gateway = start_gateway(slow.stand_in.port, gateway_engine_requests=2, gateway_workers=workers)
+def test_a_reload_cuts_nobody_in_line(start_line, slow, workers):
+    gateway = start_line(gateway_engine_requests=2, gateway_workers=workers)
     with ThreadPoolExecutor(20) as pool:
         answers = [pool.submit(gateway.chat, user=f"old-{n}") for n in range(8)]
-        until(lambda: slow.running == 2)
-        time.sleep(0.3)
+        until(lambda: slow.running == 2 and waiting(gateway) == 6)
         before = worker_pids(gateway)
         gateway.process.send_signal(signal.SIGHUP)
         until(lambda: len(worker_pids(gateway) - before) == workers)
         time.sleep(0.3)
         answers += [pool.submit(gateway.chat, user=f"new-{n}") for n in range(8)]
-        time.sleep(0.3)
+        until(lambda: waiting(gateway) == 14)  # over both generations
         assert slow.running == 2
         slow.let_go(16)
         assert [answer.result().status for answer in answers] == [200] * 16

@@ -54,7 +54,7 @@ end
 -- refused: {status, seconds until another try makes sense (nil: none does), fields}
 function errors.refuse(refused)
     if refused[2] then
-        ngx.header["Retry-After"] = math.max(math.ceil(refused[2]), 1)
+        ngx.header["Retry-After"] = math.max(math.ceil(refused[2] - 0.001), 1)
     end
     return errors.send(refused[1], refused[3])
 end

@@ -55,7 +55,7 @@ local function take(key, per_minute, cost, owed)
 end
 
 local function duration(seconds)
-    local tenths = math.ceil(seconds * 10)
+    local tenths = math.ceil(seconds * 10 - 0.01)
     local minutes = math.floor(tenths / 600)
     return (minutes > 0 and minutes .. "m" or "") .. ("%.1fs"):format(tenths / 10 - 60 * minutes)
 end
