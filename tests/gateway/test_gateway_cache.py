@@ -117,28 +117,34 @@ def told(answer) -> tuple:
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-@pytest.mark.parametrize("first", [{}, USAGE])
-def test_one_entry_serves_both_forms(gateway, first):
-    """A real engine's answer, asked for whole and as a stream, in either order."""
+@pytest.mark.parametrize("first", [{}, USAGE, {"stream": True}])
+def test_one_entry_serves_all_forms(gateway, first):
+    """A real engine's answer, asked for whole and as a stream, with its usage and without."""
     asked = gateway.chat(temperature=0, **first)
-    same = gateway.chat(temperature=0, **first)
-    assert (asked.cache, same.cache) == ("MISS", "HIT")
-    assert asked.body == same.body
+    assert asked.cache == "MISS"
+    bodies = {}
     for other in ({}, USAGE, {"stream": True}):
         answer = gateway.chat(temperature=0, **other)
         assert answer.cache == "HIT"
-        thought, said, end, usage = told(answer)
-        assert (thought, said, end) == told(asked)[:3]
-        assert usage == (None if other == {"stream": True} else told(asked)[3])
+        bodies[str(other)] = answer.body
+        assert told(answer)[:3] == told(asked)[:3]
+        assert (told(answer)[3] or 0) > 0 or other == {"stream": True}
         kind = "text/event-stream" if other else "application/json"
         assert answer.headers["Content-Type"].startswith(kind)
+    assert bodies[str(first)] == asked.body
+    assert told(gateway.chat(temperature=0, stream=True))[3] is None
+    for other in ({}, USAGE, {"stream": True}):
+        assert gateway.chat(temperature=0, **other).body == bodies[str(other)]
 
 
-def test_a_stream_without_usage_serves_streams_alone(gateway):
+def test_a_stream_that_told_no_usage_serves_streams_alone(start_gateway, stand_in, redis):
+    gateway = start_gateway(stand_in.port)
+    stand_in.streams((PIECE % '"stop"' + "data: [DONE]\n\n").encode())
     asked, again = (gateway.chat(temperature=0, stream=True) for _ in range(2))
     assert (asked.cache, again.cache) == ("MISS", "HIT")
     assert asked.body == again.body
     assert gateway.chat(temperature=0).cache == "MISS", "its usage is not known"
+    assert gateway.chat(temperature=0, **USAGE).cache == "MISS", "its usage is not known"
 
 
 def test_what_would_lose_something_is_asked_again(start_gateway, stand_in, redis):
@@ -313,12 +319,93 @@ def test_other_routes_and_content_types_are_not_cached(start_gateway, redis, cou
             assert answer.cache == "BYPASS"
 
 
-@pytest.mark.parametrize("control", ["no-store", "no-cache", "max-age=0, No-Store"])
+@pytest.mark.parametrize("control", ["no-store", "no-cache, no-store", "max-age=0, No-Store"])
 def test_client_may_forbid_it(start_gateway, redis, counting, control):
     gateway = start_gateway(counting.port)
     assert gateway.chat(temperature=0, Cache_Control=control).cache == "BYPASS"
-    assert gateway.chat(temperature=0).cache == "MISS"
+    first = gateway.chat(temperature=0)
+    assert first.cache == "MISS"
     assert gateway.chat(temperature=0, Cache_Control=control).cache == "BYPASS"
+    assert gateway.chat(temperature=0).body == first.body
+
+
+def test_a_client_may_want_a_new_answer(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    old = gateway.chat(temperature=0)
+    new = gateway.chat(temperature=0, Cache_Control="no-cache")
+    after = gateway.chat(temperature=0)
+    assert (new.cache, after.cache) == ("BYPASS", "HIT")
+    assert old.body != new.body == after.body
+
+
+def test_a_new_answer_is_the_answer_in_every_form(start_gateway, redis, stand_in):
+    gateway = start_gateway(stand_in.port)
+    message = {"role": "assistant", "content": "old"}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    usage = {"completion_tokens": 1}
+    for word in ("old", "new"):
+        message["content"] = word
+        answer = {"object": "chat.completion", "choices": choices, "usage": usage}
+        stand_in.says(json.dumps(answer))
+        gateway.chat(seed=1, Cache_Control="no-cache")
+        stream = gateway.chat(seed=1, stream=True)
+        assert stream.cache == "HIT"
+        assert f'"{word}"'.encode() in stream.body
+
+
+def test_age_and_how_old_an_answer_may_be(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    first = gateway.chat(temperature=0)
+    assert first.headers["Age"] is None
+    time.sleep(1.1)
+    again = gateway.chat(temperature=0, Cache_Control="max-age=600")
+    assert (again.cache, again.body) == ("HIT", first.body)
+    assert int(again.headers["Age"]) >= 1
+    newer = gateway.chat(temperature=0, Cache_Control="max-age=1")
+    assert (newer.cache, newer.body == first.body) == ("MISS", False)
+    assert gateway.chat(temperature=0).body == newer.body
+
+
+def test_another_form_is_as_old_as_the_answer(start_gateway, redis, stand_in):
+    choices = [{"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}]
+    stand_in.says(json.dumps({"object": "chat.completion", "choices": choices}))
+    gateway = start_gateway(stand_in.port)
+    gateway.chat(temperature=0)
+    time.sleep(1.1)
+    for _ in range(2):
+        stream = gateway.chat(temperature=0, stream=True)
+        assert stream.cache == "HIT"
+        assert int(stream.headers["Age"]) >= 1
+
+
+def test_only_if_cached(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    for fields in ({"temperature": 0}, {"temperature": 1}):
+        answer = gateway.chat(**fields, Cache_Control="only-if-cached")
+        assert answer.status == 504
+        assert answer.error["code"] == "not_cached"
+        assert "no answer to this is stored" in answer.error["message"]
+    assert counting.requests == []
+    stored = gateway.chat(temperature=0)
+    answer = gateway.chat(temperature=0, Cache_Control="only-if-cached")
+    assert (answer.cache, answer.body) == ("HIT", stored.body)
+
+
+def test_what_may_come_out_otherwise_is_kept_if_the_operator_says_so(
+    start_gateway, redis, counting
+):
+    gateway = start_gateway(counting.port, gateway_cache_sampled=True)
+    for fields in ({}, {"temperature": 1}, {"seed": -1}):
+        first, second = gateway.chat(**fields), gateway.chat(**fields)
+        assert (first.cache, second.cache, first.body) == ("MISS", "HIT", second.body)
+
+
+def test_a_client_left_out_of_the_cache(start_gateway, redis, counting):
+    clients = {"second": {"cache": False}, "default": {"cache": True}, "other": {}}
+    gateway = start_gateway(counting.port, gateway_clients=clients)
+    assert [gateway.chat(seed=1).cache for _ in range(2)] == ["MISS", "HIT"]
+    key = KEYS[1]["key"]
+    assert {gateway.chat(seed=1, key=key).cache for _ in range(2)} == {"BYPASS"}
 
 
 NOT_KEPT = [

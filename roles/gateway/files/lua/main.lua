@@ -11,6 +11,7 @@ local health = require "gateway.health"
 local limit = require "gateway.limit"
 local ollama = require "gateway.ollama"
 local policy = require "gateway.policy"
+local question = require "gateway.question"
 local redis = require "gateway.redis"
 local relay = require "gateway.relay"
 
@@ -102,27 +103,35 @@ local function serve()
 
     local path = var.uri .. (var.args and "?" .. var.args or "")
     local body, in_memory = read_body()
-    local asked = var.http_x_r1_policy
-    local entry = route.choices and in_memory and cache.entry(client, path .. " " .. (asked or ""),
-        var.http_content_type, var.http_cache_control, body) or nil
-    local stored
-    stored, ctx.cache, ctx.policy = cache.get(entry)
+    local rules = var.http_x_r1_policy
+    local asked = route.choices and question.read(body)
+    local wishes = cache.wishes(var.http_cache_control)
+    local entry = in_memory and asked and cache.entry(client, path .. " " .. (rules or ""),
+        var.http_content_type, wishes, asked) or nil
+    local found
+    found, ctx.cache = cache.get(entry)
+    if ctx.cache == "MISS" and not wishes.only then
+        found, ctx.landed = flight.enter(entry, engine.patience())
+        ctx.cache = found and "HIT" or cache.state() == "up" and "MISS" or "BYPASS"
+    end
     ngx.header["X-Cache"] = ctx.cache
-    if not stored and ctx.cache == "MISS" then
-        stored, ctx.landed = flight.enter(entry.key, function()
-            local found
-            found, ctx.cache, ctx.policy = cache.get(entry)
-            return found
-        end, engine.patience())
-        ngx.header["X-Cache"] = ctx.cache
+    if found then
+        ctx.policy = found.policy
+        ngx.header["X-R1-Policy"] = found.policy
+        ngx.header["Age"] = found.age
+        return relay.send(found.body, found.type)
+    elseif wishes.only then
+        return errors.send(504, {
+            message = "Cache-Control says only-if-cached, and no answer to this is stored.",
+            type = "invalid_request_error", code = "not_cached",
+        })
     end
-    if stored then
-        ngx.header["X-R1-Policy"] = ctx.policy
-        return relay.send(stored, entry.type)
-    end
+    local hide_usage
     if route.choices then
-        local applied
-        body, applied = policy.apply(body, asked, name == "/v1/chat/completions")
+        local applied = {}
+        if asked then
+            body, applied, hide_usage = policy.apply(asked, rules, name == "/v1/chat/completions")
+        end
         ctx.policy = #applied > 0 and table.concat(applied, ", ") or "none"
         ngx.header["X-R1-Policy"] = ctx.policy
         local problem = ollama.refuses(body)
@@ -132,10 +141,6 @@ local function serve()
             })
         end
     end
-    local hide_usage
-    if route.choices then
-        body, hide_usage = policy.with_usage(body)
-    end
     return relay.answer({
         method = route.method,
         path = path,
@@ -143,7 +148,7 @@ local function serve()
         accept = var.http_accept,
         body = body,
         hide_usage = hide_usage,
-    }, route, ctx.cache == "MISS" and entry)
+    }, route, entry)
 end
 
 function main.serve()
