@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import signal
 import socket
 import statistics
@@ -11,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from gateway_parts import KEYS
+from gateway_parts import KEYS, USER, Role, listens
 
 COMPLETE = '{"choices":[{"message":{"content":"4"},"finish_reason":"stop"}],"nr":%d}'
 
@@ -512,7 +514,7 @@ def test_redis_may_fail_at_any_time(start_gateway, redis, counting, how, capsys)
         redis.wait()
     else:
         redis.send_signal(signal.SIGSTOP)
-    answers = [gateway.chat(temperature=0) for _ in range(10)]
+    answers = [gateway.chat(f"another {number}", temperature=0) for number in range(10)]
     added = max(answer.seconds for answer in answers) - usual
     with capsys.disabled():
         print(f"\nRedis {how}: at most {added * 1000:.1f} ms added to a request", end=" ")
@@ -523,10 +525,103 @@ def test_redis_may_fail_at_any_time(start_gateway, redis, counting, how, capsys)
     if how == "hung":
         redis.send_signal(signal.SIGCONT)
         deadline = time.monotonic() + 10
-        while gateway.chat(temperature=0).cache != "HIT":
+        while gateway.chat("another 0", temperature=0).cache != "HIT":
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert gateway.chat(temperature=0).body == gateway.chat(temperature=0).body
+
+
+def test_what_was_just_found_does_not_need_redis(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port, gateway_workers=2)
+    first, _, _ = (gateway.chat(temperature=0) for _ in range(3))
+    redis.kill()
+    redis.wait()
+    again = gateway.chat(temperature=0)
+    assert (again.cache, again.body) == ("HIT", first.body)
+    time.sleep(5.1)
+    assert gateway.chat(temperature=0).cache == "BYPASS", "not for long: another one may be stored"
+
+
+@pytest.fixture
+def small_redis(background, paths):
+    """A Redis that holds no more than 4 MB, its own needs included."""
+    role = Role("redis", __redis_user=USER, redis_maxmemory="4mb", **paths)
+    role.write()
+    socket_file = Path(paths["r1_run"]) / "redis/redis.sock"
+    process = background(role.argv(), ready=socket_file.is_socket)
+    process.socket = socket_file
+    return process
+
+
+def noise(size: int) -> str:
+    """Text that does not get shorter when it is packed by much."""
+    return random.Random(size).randbytes(size // 2).hex()
+
+
+def test_a_full_redis_makes_room(start_gateway, small_redis, stand_in):
+    gateway = start_gateway(stand_in.port)
+    stand_in.says('{"choices":[{"finish_reason":"stop","text":"%s"}]}' % noise(50_000))
+    answers = [gateway.chat(f"nr {number}", temperature=0) for number in range(200)]
+    assert {(answer.status, answer.cache) for answer in answers} == {(200, "MISS")}
+    assert gateway.chat("nr 199", temperature=0).cache == "HIT"
+    assert gateway.chat("nr 0", temperature=0).cache == "MISS", "the oldest made room"
+    assert 0 < int(command(small_redis, "DBSIZE")) < 200
+
+
+def test_long_answers_are_packed(start_gateway, redis, stand_in):
+    gateway = start_gateway(stand_in.port)
+    for size, packed in ((3000, False), (300_000, True)):
+        answer = '{"choices":[{"finish_reason":"stop","text":"%s"}]}' % ("two words " * (size // 10))
+        stand_in.says(answer)
+        before = memory(redis)
+        found = [gateway.chat(str(size), temperature=0) for _ in range(2)]
+        assert [each.cache for each in found] == ["MISS", "HIT"]
+        assert {each.body.decode() for each in found} == {answer}
+        if packed:
+            assert memory(redis) - before < size / 3
+
+
+def memory(redis) -> int:
+    return int(re.search(r"used_memory_dataset:(\d+)", command(redis, "INFO", "memory")).group(1))
+
+
+DAMAGE = [
+    lambda value: value[:-20],
+    lambda value: value.replace(b"\n", b"\nx", 1),
+    lambda value: value[:-10] + b"0123456789",
+    lambda value: re.sub(rb" \d+", b" 77", value, count=1),
+    lambda value: re.sub(rb" \d+", b" 999999999999", value, count=1),
+    lambda value: value.partition(b"\n")[0],
+    lambda value: b"",
+    lambda value: b"x" * 99,
+]
+
+
+@pytest.mark.parametrize("damage", range(len(DAMAGE)))
+def test_a_damaged_entry_is_none(start_gateway, background, free_port, stand_in, tmp_path, damage):
+    port = free_port()
+    argv = ["/usr/bin/redis-server", "--port", port, "--bind", "127.0.0.1", "--save", ""]
+    background(argv, ready=lambda: listens(port), cwd=tmp_path)
+    gateway = start_gateway(stand_in.port, gateway_redis=f"127.0.0.1:{port}")
+    stand_in.says('{"choices":[{"finish_reason":"stop","text":"%s"}]}' % ("two words " * 2000))
+    assert gateway.chat(temperature=0).cache == "MISS"
+
+    def ask(*words) -> bytes:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            parts = b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+            connection.sendall(b"*%d\r\n" % len(words) + parts)
+            file = connection.makefile("rb")
+            line = file.readline()
+            return file.read(int(line[1:])) if line.startswith(b"$") else line
+
+    ask_names = ["redis-cli", "-p", str(port), "KEYS", "r1:*:json"]
+    (name,) = subprocess.run(ask_names, capture_output=True, check=True).stdout.split()
+    value = ask(b"GET", name)
+    damaged = DAMAGE[damage](value)
+    assert damaged != value
+    assert ask(b"SET", name, damaged) == b"+OK\r\n"
+    found = [gateway.chat(temperature=0) for _ in range(2)]
+    assert [(answer.status, answer.cache) for answer in found] == [(200, "MISS"), (200, "HIT")]
 
 
 def test_redis_that_was_never_there(start_gateway, counting):

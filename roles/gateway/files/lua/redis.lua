@@ -56,8 +56,6 @@ local function reply(sock)
         return bytes and bytes:sub(1, -3), err
     elseif kind == "+" or kind == ":" then
         return rest
-    elseif line:find("^-OOM ") then
-        return false -- no room for this one: Redis itself is well
     end
     return nil, rest
 end
@@ -70,16 +68,15 @@ local function talk(sock, commands)
     local replies = {}
     for i = 1, ok and #commands or 0 do
         replies[i], err = reply(sock)
-        if replies[i] == nil then
-            ok = nil
-            break
+        if not replies[i] then
+            return nil, err
         end
     end
     return ok and replies, err
 end
 
 -- commands: lists of words, which go in one write. Returns a list of the replies (ngx.null for
--- none, false where there was no room), or nil.
+-- none), or nil.
 function redis.pipeline(commands)
     if not redis.up() then
         return nil
