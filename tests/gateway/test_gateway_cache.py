@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import signal
 import socket
 import statistics
@@ -11,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from gateway_parts import KEYS
+from gateway_parts import KEYS, USER, Role, listens
 
 COMPLETE = '{"choices":[{"message":{"content":"4"},"finish_reason":"stop"}],"nr":%d}'
 
@@ -117,28 +119,34 @@ def told(answer) -> tuple:
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-@pytest.mark.parametrize("first", [{}, USAGE])
-def test_one_entry_serves_both_forms(gateway, first):
-    """A real engine's answer, asked for whole and as a stream, in either order."""
+@pytest.mark.parametrize("first", [{}, USAGE, {"stream": True}])
+def test_one_entry_serves_all_forms(gateway, first):
+    """A real engine's answer, asked for whole and as a stream, with its usage and without."""
     asked = gateway.chat(temperature=0, **first)
-    same = gateway.chat(temperature=0, **first)
-    assert (asked.cache, same.cache) == ("MISS", "HIT")
-    assert asked.body == same.body
+    assert asked.cache == "MISS"
+    bodies = {}
     for other in ({}, USAGE, {"stream": True}):
         answer = gateway.chat(temperature=0, **other)
         assert answer.cache == "HIT"
-        thought, said, end, usage = told(answer)
-        assert (thought, said, end) == told(asked)[:3]
-        assert usage == (None if other == {"stream": True} else told(asked)[3])
+        bodies[str(other)] = answer.body
+        assert told(answer)[:3] == told(asked)[:3]
+        assert (told(answer)[3] or 0) > 0 or other == {"stream": True}
         kind = "text/event-stream" if other else "application/json"
         assert answer.headers["Content-Type"].startswith(kind)
+    assert bodies[str(first)] == asked.body
+    assert told(gateway.chat(temperature=0, stream=True))[3] is None
+    for other in ({}, USAGE, {"stream": True}):
+        assert gateway.chat(temperature=0, **other).body == bodies[str(other)]
 
 
-def test_a_stream_without_usage_serves_streams_alone(gateway):
+def test_a_stream_that_told_no_usage_serves_streams_alone(start_gateway, stand_in, redis):
+    gateway = start_gateway(stand_in.port)
+    stand_in.streams((PIECE % '"stop"' + "data: [DONE]\n\n").encode())
     asked, again = (gateway.chat(temperature=0, stream=True) for _ in range(2))
     assert (asked.cache, again.cache) == ("MISS", "HIT")
     assert asked.body == again.body
     assert gateway.chat(temperature=0).cache == "MISS", "its usage is not known"
+    assert gateway.chat(temperature=0, **USAGE).cache == "MISS", "its usage is not known"
 
 
 def test_what_would_lose_something_is_asked_again(start_gateway, stand_in, redis):
@@ -313,12 +321,93 @@ def test_other_routes_and_content_types_are_not_cached(start_gateway, redis, cou
             assert answer.cache == "BYPASS"
 
 
-@pytest.mark.parametrize("control", ["no-store", "no-cache", "max-age=0, No-Store"])
+@pytest.mark.parametrize("control", ["no-store", "no-cache, no-store", "max-age=0, No-Store"])
 def test_client_may_forbid_it(start_gateway, redis, counting, control):
     gateway = start_gateway(counting.port)
     assert gateway.chat(temperature=0, Cache_Control=control).cache == "BYPASS"
-    assert gateway.chat(temperature=0).cache == "MISS"
+    first = gateway.chat(temperature=0)
+    assert first.cache == "MISS"
     assert gateway.chat(temperature=0, Cache_Control=control).cache == "BYPASS"
+    assert gateway.chat(temperature=0).body == first.body
+
+
+def test_a_client_may_want_a_new_answer(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    old = gateway.chat(temperature=0)
+    new = gateway.chat(temperature=0, Cache_Control="no-cache")
+    after = gateway.chat(temperature=0)
+    assert (new.cache, after.cache) == ("BYPASS", "HIT")
+    assert old.body != new.body == after.body
+
+
+def test_a_new_answer_is_the_answer_in_every_form(start_gateway, redis, stand_in):
+    gateway = start_gateway(stand_in.port)
+    message = {"role": "assistant", "content": "old"}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    usage = {"completion_tokens": 1}
+    for word in ("old", "new"):
+        message["content"] = word
+        answer = {"object": "chat.completion", "choices": choices, "usage": usage}
+        stand_in.says(json.dumps(answer))
+        gateway.chat(seed=1, Cache_Control="no-cache")
+        stream = gateway.chat(seed=1, stream=True)
+        assert stream.cache == "HIT"
+        assert f'"{word}"'.encode() in stream.body
+
+
+def test_age_and_how_old_an_answer_may_be(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    first = gateway.chat(temperature=0)
+    assert first.headers["Age"] is None
+    time.sleep(1.1)
+    again = gateway.chat(temperature=0, Cache_Control="max-age=600")
+    assert (again.cache, again.body) == ("HIT", first.body)
+    assert int(again.headers["Age"]) >= 1
+    newer = gateway.chat(temperature=0, Cache_Control="max-age=1")
+    assert (newer.cache, newer.body == first.body) == ("MISS", False)
+    assert gateway.chat(temperature=0).body == newer.body
+
+
+def test_another_form_is_as_old_as_the_answer(start_gateway, redis, stand_in):
+    choices = [{"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}]
+    stand_in.says(json.dumps({"object": "chat.completion", "choices": choices}))
+    gateway = start_gateway(stand_in.port)
+    gateway.chat(temperature=0)
+    time.sleep(1.1)
+    for _ in range(2):
+        stream = gateway.chat(temperature=0, stream=True)
+        assert stream.cache == "HIT"
+        assert int(stream.headers["Age"]) >= 1
+
+
+def test_only_if_cached(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port)
+    for fields in ({"temperature": 0}, {"temperature": 1}):
+        answer = gateway.chat(**fields, Cache_Control="only-if-cached")
+        assert answer.status == 504
+        assert answer.error["code"] == "not_cached"
+        assert "no answer to this is stored" in answer.error["message"]
+    assert counting.requests == []
+    stored = gateway.chat(temperature=0)
+    answer = gateway.chat(temperature=0, Cache_Control="only-if-cached")
+    assert (answer.cache, answer.body) == ("HIT", stored.body)
+
+
+def test_what_may_come_out_otherwise_is_kept_if_the_operator_says_so(
+    start_gateway, redis, counting
+):
+    gateway = start_gateway(counting.port, gateway_cache_sampled=True)
+    for fields in ({}, {"temperature": 1}, {"seed": -1}):
+        first, second = gateway.chat(**fields), gateway.chat(**fields)
+        assert (first.cache, second.cache, first.body) == ("MISS", "HIT", second.body)
+
+
+def test_a_client_left_out_of_the_cache(start_gateway, redis, counting):
+    clients = {"second": {"cache": False}, "default": {"cache": True}, "other": {}}
+    gateway = start_gateway(counting.port, gateway_clients=clients)
+    assert [gateway.chat(seed=1).cache for _ in range(2)] == ["MISS", "HIT"]
+    key = KEYS[1]["key"]
+    assert {gateway.chat(seed=1, key=key).cache for _ in range(2)} == {"BYPASS"}
 
 
 NOT_KEPT = [
@@ -425,7 +514,7 @@ def test_redis_may_fail_at_any_time(start_gateway, redis, counting, how, capsys)
         redis.wait()
     else:
         redis.send_signal(signal.SIGSTOP)
-    answers = [gateway.chat(temperature=0) for _ in range(10)]
+    answers = [gateway.chat(f"another {number}", temperature=0) for number in range(10)]
     added = max(answer.seconds for answer in answers) - usual
     with capsys.disabled():
         print(f"\nRedis {how}: at most {added * 1000:.1f} ms added to a request", end=" ")
@@ -436,10 +525,103 @@ def test_redis_may_fail_at_any_time(start_gateway, redis, counting, how, capsys)
     if how == "hung":
         redis.send_signal(signal.SIGCONT)
         deadline = time.monotonic() + 10
-        while gateway.chat(temperature=0).cache != "HIT":
+        while gateway.chat("another 0", temperature=0).cache != "HIT":
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert gateway.chat(temperature=0).body == gateway.chat(temperature=0).body
+
+
+def test_what_was_just_found_does_not_need_redis(start_gateway, redis, counting):
+    gateway = start_gateway(counting.port, gateway_workers=2)
+    first, _, _ = (gateway.chat(temperature=0) for _ in range(3))
+    redis.kill()
+    redis.wait()
+    again = gateway.chat(temperature=0)
+    assert (again.cache, again.body) == ("HIT", first.body)
+    time.sleep(5.1)
+    assert gateway.chat(temperature=0).cache == "BYPASS", "not for long: another one may be stored"
+
+
+@pytest.fixture
+def small_redis(background, paths):
+    """A Redis that holds no more than 4 MB, its own needs included."""
+    role = Role("redis", __redis_user=USER, redis_maxmemory="4mb", **paths)
+    role.write()
+    socket_file = Path(paths["r1_run"]) / "redis/redis.sock"
+    process = background(role.argv(), ready=socket_file.is_socket)
+    process.socket = socket_file
+    return process
+
+
+def noise(size: int) -> str:
+    """Text that does not get shorter when it is packed by much."""
+    return random.Random(size).randbytes(size // 2).hex()
+
+
+def test_a_full_redis_makes_room(start_gateway, small_redis, stand_in):
+    gateway = start_gateway(stand_in.port)
+    stand_in.says('{"choices":[{"finish_reason":"stop","text":"%s"}]}' % noise(50_000))
+    answers = [gateway.chat(f"nr {number}", temperature=0) for number in range(200)]
+    assert {(answer.status, answer.cache) for answer in answers} == {(200, "MISS")}
+    assert gateway.chat("nr 199", temperature=0).cache == "HIT"
+    assert gateway.chat("nr 0", temperature=0).cache == "MISS", "the oldest made room"
+    assert 0 < int(command(small_redis, "DBSIZE")) < 200
+
+
+def test_long_answers_are_packed(start_gateway, redis, stand_in):
+    gateway = start_gateway(stand_in.port)
+    for size, packed in ((3000, False), (300_000, True)):
+        answer = '{"choices":[{"finish_reason":"stop","text":"%s"}]}' % ("two words " * (size // 10))
+        stand_in.says(answer)
+        before = memory(redis)
+        found = [gateway.chat(str(size), temperature=0) for _ in range(2)]
+        assert [each.cache for each in found] == ["MISS", "HIT"]
+        assert {each.body.decode() for each in found} == {answer}
+        if packed:
+            assert memory(redis) - before < size / 3
+
+
+def memory(redis) -> int:
+    return int(re.search(r"used_memory_dataset:(\d+)", command(redis, "INFO", "memory")).group(1))
+
+
+DAMAGE = [
+    lambda value: value[:-20],
+    lambda value: value.replace(b"\n", b"\nx", 1),
+    lambda value: value[:-10] + b"0123456789",
+    lambda value: re.sub(rb" \d+", b" 77", value, count=1),
+    lambda value: re.sub(rb" \d+", b" 999999999999", value, count=1),
+    lambda value: value.partition(b"\n")[0],
+    lambda value: b"",
+    lambda value: b"x" * 99,
+]
+
+
+@pytest.mark.parametrize("damage", range(len(DAMAGE)))
+def test_a_damaged_entry_is_none(start_gateway, background, free_port, stand_in, tmp_path, damage):
+    port = free_port()
+    argv = ["/usr/bin/redis-server", "--port", port, "--bind", "127.0.0.1", "--save", ""]
+    background(argv, ready=lambda: listens(port), cwd=tmp_path)
+    gateway = start_gateway(stand_in.port, gateway_redis=f"127.0.0.1:{port}")
+    stand_in.says('{"choices":[{"finish_reason":"stop","text":"%s"}]}' % ("two words " * 2000))
+    assert gateway.chat(temperature=0).cache == "MISS"
+
+    def ask(*words) -> bytes:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            parts = b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+            connection.sendall(b"*%d\r\n" % len(words) + parts)
+            file = connection.makefile("rb")
+            line = file.readline()
+            return file.read(int(line[1:])) if line.startswith(b"$") else line
+
+    ask_names = ["redis-cli", "-p", str(port), "KEYS", "r1:*:json"]
+    (name,) = subprocess.run(ask_names, capture_output=True, check=True).stdout.split()
+    value = ask(b"GET", name)
+    damaged = DAMAGE[damage](value)
+    assert damaged != value
+    assert ask(b"SET", name, damaged) == b"+OK\r\n"
+    found = [gateway.chat(temperature=0) for _ in range(2)]
+    assert [(answer.status, answer.cache) for answer in found] == [(200, "MISS"), (200, "HIT")]
 
 
 def test_redis_that_was_never_there(start_gateway, counting):

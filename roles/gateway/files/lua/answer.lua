@@ -165,6 +165,7 @@ end
 local function events(hide_usage, seen)
     local choices, envelope = {}, {}
     local cut, closed = false, false -- an error or an end that is none; the stream's last word
+    local alone -- whether the event at hand tells the usage and nothing else
 
     local function choice_of(index)
         index = type(index) == "number" and index or 0
@@ -193,9 +194,7 @@ local function events(hide_usage, seen)
             envelope = data
             if type(data.usage) == "table" then
                 seen.usage = data.usage
-                if hide_usage and #data.choices == 0 then
-                    seen.hidden = field .. text .. "\n\n"
-                end
+                alone = #data.choices == 0
             end
             return field .. reshape(text, data, change)
         end
@@ -230,9 +229,12 @@ local function events(hide_usage, seen)
             closed = true
             return rest() .. lines
         end
-        local before = seen.hidden
+        alone = false
         lines = lines:gsub("(data: ?)([^\r\n]+)", data_line)
-        return seen.hidden == before and lines or ""
+        if alone then
+            seen.usage_event = lines
+        end
+        return alone and hide_usage and "" or lines
     end, rest, function()
         return closed and not cut and next(choices) ~= nil
     end
@@ -243,7 +245,7 @@ end
 -- Returns {take, complete, seen}. take(bytes) returns the whole events among all that came so far;
 -- take(nil), at the end, what is left. complete() says whether every choice is finished, without an
 -- error, and the last word said. seen, as the stream goes on: pieces (of text, so far), said
--- (whether one was no thought), usage (as the engine counted), hidden (the event left out).
+-- (whether one was no thought), usage (as the engine counted), usage_event (that tells only it).
 function answer.stream(hide_usage)
     local seen = {pieces = 0}
     local shaped, held, complete = events(hide_usage, seen)

@@ -3,26 +3,36 @@
 
 local cjson = require "cjson.safe"
 local hash = require "gateway.hash"
-local json = require "gateway.json"
+local question = require "gateway.question"
 local redis = require "gateway.redis"
 local transcript = require "gateway.transcript"
+local zip = require "gateway.zip"
 
-local state = ngx.shared.gateway_state
+-- What was found lately, for all workers: it saves a popular answer the way to Redis, which is 40 %
+-- of a hit. So short, because other gateways may store a newer answer.
+local near = ngx.shared.gateway_near
+local NEAR_SECONDS, NEAR_BYTES = 5, 65536
 
 local cache = {}
 local settings
 
-local FORMAT = "3" -- of key and value; a new one leaves old entries behind
--- The forms of an answer: whole, as events, as events of which the last tells the usage.
-local JSON, EVENTS, WITH_USAGE = ":json", ":events", ":usage"
-local TYPES = {
-    [JSON] = "application/json", [EVENTS] = "text/event-stream", [WITH_USAGE] = "text/event-stream",
-}
-local BREAK_SECONDS = 5 -- how long Redis is left alone after a failure
+local FORMAT = "4" -- of key and value; a new one leaves old entries behind
+-- The forms of an answer: whole, and as events, of which one may tell the usage.
+local JSON, EVENTS = ":json", ":events"
+local OTHER = {[JSON] = EVENTS, [EVENTS] = JSON}
+local TYPES = {[JSON] = "application/json", [EVENTS] = "text/event-stream"}
+local LONG = 1024 -- bytes from which on a value goes into the key as its digest
+local PACKED_FROM = 4096 -- bytes from which on packing saves more than it costs
 
--- given: {ttl (s), max_bytes, model (digest)}
+-- given: {ttl (s), max_bytes, model (digest), sampled}
+-- sampled: answers are kept also where the engine might say something else the next time.
 function cache.init(given)
     settings = given
+end
+
+-- "up", or "down" for a while after a failure.
+function cache.state()
+    return redis.up() and "up" or "down"
 end
 
 -- Seeds that llama.cpp takes as "random" do not count.
@@ -30,120 +40,197 @@ local function fixed_seed(raw)
     return raw and raw:find("^%d+$") and tonumber(raw) < 4294967295
 end
 
--- How the answer was asked for, and all else in an order of its own; nil where the engine would
--- not answer the same way again.
-local function asked(body)
-    local members, close = json.object(body)
-    if not members or body:find("%S", close + 1) then
-        return nil
+-- How the answer was asked for (form, and whether its events tell the usage); nil where that is not
+-- known here.
+local function form_of(asked)
+    if question.raw(asked, "stream") ~= "true" then
+        return JSON
     end
-    local value, names = {}, {}
-    for i, member in ipairs(members) do
-        if value[member.key] or member.key:find("\\", 1, true) then
-            return nil -- which of two the engine takes is not known here
+    local usage = false
+    local options = cjson.decode(question.raw(asked, "stream_options") or "{}")
+    for name, given in pairs(type(options) == "table" and options or {}) do
+        if name ~= "include_usage" then
+            return nil
         end
-        value[member.key] = body:sub(member.from, member.to)
-        names[i] = member.key
+        usage = given == true
     end
-    if tonumber(value.temperature) ~= 0 and not fixed_seed(value.seed) then
-        return nil
-    end
-    local form = JSON
-    if value.stream == "true" then
-        form = EVENTS
-        local options = value.stream_options and cjson.decode(value.stream_options) or {}
-        for name, given in pairs(type(options) == "table" and options or {}) do
-            if name ~= "include_usage" then
-                return nil
-            end
-            form = given == true and WITH_USAGE or form
-        end
+    return EVENTS, usage
+end
+
+-- All that is asked for but for the form, in an order of its own, as it was written: big numbers
+-- are not told apart once they are decoded.
+local function substance(asked)
+    local names = {}
+    for name in pairs(asked.place) do
+        names[#names + 1] = name ~= "stream" and name ~= "stream_options" and name or nil
     end
     table.sort(names)
     local parts = {}
     for _, name in ipairs(names) do
-        if name ~= "stream" and name ~= "stream_options" then
-            local raw = value[name]
-            parts[#parts + 1] = #name .. ":" .. name .. #raw .. ":"
-            parts[#parts + 1] = raw
-        end
+        local from, to = asked.place[name].from, asked.place[name].to
+        local size = to - from + 1
+        parts[#parts + 1] = #name .. ":" .. name .. (size < LONG and "=" or "#") .. size .. ":"
+        parts[#parts + 1] = size < LONG and asked.text:sub(from, to)
+            or hash.sha256(asked.text, from, to)
     end
-    return form, table.concat(parts)
+    return table.concat(parts)
 end
 
-local function broken(err)
-    ngx.log(ngx.WARN, "Redis: ", err, "; no cache for ", BREAK_SECONDS, " s")
-    state:set("redis_down", true, BREAK_SECONDS)
-end
-
--- What is asked of the cache, or nil when this request is none of its business. One entry serves
--- both forms of an answer: what is asked for as a stream may have been stored whole.
-function cache.entry(client, route, content_type, control, body)
+-- What a client says in Cache-Control.
+function cache.wishes(control)
     control = (control or ""):lower()
-    if settings.ttl == 0 or not body or control:find("no-store", 1, true)
-        or control:find("no-cache", 1, true)
+    local function says(word)
+        return control:find(word, 1, true) ~= nil
+    end
+    return {
+        no_store = says("no-store"), -- neither from the cache nor into it
+        no_cache = says("no-cache"), -- not from the cache, but into it
+        only = says("only-if-cached"), -- from the cache or not at all
+        max_age = tonumber(control:match("max%-age%s*=%s*\"?(%d+)")), -- seconds
+    }
+end
+
+-- What is asked of the cache, or nil when this request is none of its business. Both forms of an
+-- answer have the same key: what is asked for as a stream may have been stored whole.
+-- asked: see question.read; wishes: see cache.wishes.
+function cache.entry(client, route, content_type, wishes, asked)
+    if settings.ttl == 0 or wishes.no_store or not asked
+        or not asked.certain -- which of two values the engine takes is not known here
         or not (content_type or ""):lower():find("application/json", 1, true) then
         return nil
     end
-    local form, rest = asked(body)
+    if not settings.sampled and tonumber(question.raw(asked, "temperature")) ~= 0
+        and not fixed_seed(question.raw(asked, "seed")) then
+        return nil
+    end
+    local form, usage = form_of(asked)
     if not form then
         return nil
     end
     local parts = {}
-    for i, part in ipairs({FORMAT, client, route, settings.model, hash.sha256(rest)}) do
+    for i, part in ipairs({FORMAT, client, route, settings.model, substance(asked)}) do
         parts[i] = #part .. ":" .. part
     end
     local key = "r1:" .. hash.hex(hash.sha256(table.concat(parts)))
-    return {key = key, form = form, type = TYPES[form]}
+    return {
+        key = key, form = form, usage = usage, type = TYPES[form],
+        no_cache = wishes.no_cache, max_age = wishes.max_age,
+    }
 end
 
-local function stored(entry, form)
-    local value, err = redis.ask("GET", entry.key .. form)
-    if not value then
-        broken(err)
-        return nil, true
-    elseif value ~= ngx.null then
-        local policy, answer = value:match("^([^\n]*)\n(.*)$")
-        return answer, policy
+-- A stored answer: {body, at (when it came, s), from, to (where the event with the usage lies in it;
+-- 0, 0 for none), policy}. In Redis it is a line of these, with the size of a packed body, and the
+-- body.
+local function written(found)
+    local packed = #found.body >= PACKED_FROM and zip.pack(found.body)
+    return ("%.3f %d %d %d %s\n"):format(found.at, packed and #found.body or 0,
+        found.from, found.to, found.policy) .. (packed or found.body)
+end
+
+-- The stored answer, or nil where there is none, it is too old or damaged.
+local function read(entry, value)
+    if not value or value == ngx.null then
+        return nil
     end
-end
-
--- The answer in another form than it was stored in.
-local function converted(entry)
-    for _, form in ipairs({JSON, WITH_USAGE}) do
-        local answer, policy = nil, nil
-        if form ~= entry.form then
-            answer, policy = stored(entry, form)
-        end
-        if policy == true then
-            return nil, true
-        elseif answer then
-            local whole = form == JSON and answer or transcript.answer(answer)
-            answer = whole
-            if whole and entry.form ~= JSON then
-                answer = transcript.events(whole, entry.form == WITH_USAGE)
-            end
-            if answer then
-                cache.put(entry, answer, policy) -- the next time it is there as it is asked for
-                return answer, policy
-            end
-        end
+    local at, size, from, to, policy, start =
+        value:match("^(%d+%.%d+) (%d+) (%d+) (%d+) ([^\n]*)\n()")
+    at, size = tonumber(at), tonumber(size)
+    if not at or ngx.now() - at > (entry.max_age or settings.ttl) or size > settings.max_bytes then
+        return nil
     end
+    local body = value:sub(start)
+    if size > 0 then
+        body = zip.unpack(body, size)
+    end
+    return body and {
+        body = body, at = at, from = tonumber(from), to = tonumber(to), policy = policy,
+    }
 end
 
--- Returns the stored answer or nil, what to say in X-Cache, and in X-R1-Policy.
+-- What a client gets of a stored answer of its form, or nil where that lacks the usage it wants.
+local function replay(entry, found)
+    local body = found.body
+    if entry.form == EVENTS and entry.usage and found.to == 0 then
+        return nil
+    elseif entry.form == EVENTS and not entry.usage and found.to > 0 then
+        body = body:sub(1, found.from - 1) .. body:sub(found.to + 1)
+    end
+    return {
+        body = body, type = entry.type, policy = found.policy,
+        age = math.max(0, math.floor(ngx.now() - found.at)),
+    }
+end
+
+local function store(entry, found)
+    local seconds = math.max(1, math.ceil(found.at + settings.ttl - ngx.now()))
+    return {"SET", entry.key .. entry.form, written(found), "EX", seconds}
+end
+
+-- The answer of the other form in this one, or nil where something would get lost.
+local function converted(entry, other)
+    local body, from, to
+    if entry.form == EVENTS then
+        body, from, to = transcript.events(other.body)
+    elseif other.to > 0 then
+        body = transcript.answer(other.body)
+    end
+    return body and {
+        body = body, at = other.at, from = from or 0, to = to or 0, policy = other.policy,
+    }
+end
+
+-- What Redis has under this name, or had a moment ago; nil where it fails.
+local function fetch(name)
+    local value = near:get(name)
+    if value then
+        return value
+    end
+    value = redis.ask("GET", name)
+    if value and value ~= ngx.null and #value <= NEAR_BYTES then
+        near:set(name, value, NEAR_SECONDS)
+    end
+    return value
+end
+
+-- To be called when another answer has been stored.
+local function forget(entry)
+    near:delete(entry.key .. JSON)
+    near:delete(entry.key .. EVENTS)
+end
+
+-- The answer in the form that is asked for, where it is stored so: {body, type, policy, age (s)}, or
+-- nil; and what to say in X-Cache.
 function cache.get(entry)
-    if not entry or state:get("redis_down") then
+    if not entry or entry.no_cache then
         return nil, "BYPASS"
     end
-    local answer, policy = stored(entry, entry.form)
-    if not answer and policy ~= true then
-        answer, policy = converted(entry)
-    end
-    if policy == true then
+    local value = fetch(entry.key .. entry.form)
+    if value == nil then
         return nil, "BYPASS"
     end
-    return answer, answer and "HIT" or "MISS", policy
+    local found = read(entry, value)
+    found = found and replay(entry, found)
+    return found, found and "HIT" or "MISS"
+end
+
+-- The answer in whatever form it is stored, or nil. commands: what Redis is asked just before, in
+-- the same trip; their replies are returned, too.
+function cache.look(entry, commands)
+    commands[#commands + 1] = {"GET", entry.key .. entry.form}
+    commands[#commands + 1] = {"GET", entry.key .. OTHER[entry.form]}
+    local replies = redis.pipeline(commands) or {}
+    local other = read(entry, table.remove(replies))
+    local own = read(entry, table.remove(replies))
+    local found = own and replay(entry, own)
+    if not found and other then
+        other = converted(entry, other)
+        found = other and replay(entry, other)
+        if found then
+            redis.pipeline({store(entry, other)}) -- the next time it is there as it is asked for
+            forget(entry)
+        end
+    end
+    return found, replies
 end
 
 -- Whether an answer of so many bytes may be kept.
@@ -153,17 +240,32 @@ end
 
 -- Stores an answer. Call it before the client gets the answer, so that its next request finds it:
 -- Redis reads a long command in several turns, and may serve another connection between them.
--- Returns whether it is kept.
-function cache.put(entry, answer, policy)
-    if not cache.takes(#answer) then
+-- usage: the event that tells the usage of a stream, where it is known; it is kept also for a client
+-- who does not get it, for those who ask otherwise. Returns whether the answer is kept.
+function cache.put(entry, body, policy, usage)
+    local from, to = 0, 0
+    if usage and entry.usage then
+        from, to = body:find(usage, 1, true)
+    elseif usage then
+        local last = body:match(".*()data: ?%[DONE%]")
+        if last then
+            from, to = last, last + #usage - 1
+            body = body:sub(1, last - 1) .. usage .. body:sub(last)
+        end
+    end
+    if not cache.takes(#body) then
         return false
     end
-    local value = policy .. "\n" .. answer
-    local ok, err = redis.ask("SET", entry.key .. entry.form, value, "EX", settings.ttl)
-    if not ok then
-        broken(err)
+    local commands = {store(entry, {
+        body = body, at = ngx.now(), from = from or 0, to = to or 0, policy = policy,
+    })}
+    if entry.no_cache or entry.max_age then -- a new answer to a question
+        commands[2] = {"DEL", entry.key .. OTHER[entry.form]}
     end
-    return ok ~= nil
+    commands[#commands + 1] = entry.unlock
+    local replies = redis.pipeline(commands)
+    forget(entry)
+    return replies ~= nil
 end
 
 return cache

@@ -12,13 +12,20 @@ local digest = ffi.new("unsigned char[32]")
 
 local hash = {}
 
-function hash.sha256(data)
-    C.SHA256(data, #data, digest)
+-- Of a text, or of its bytes from..to, which need no copy.
+function hash.sha256(data, from, to)
+    from = from or 1
+    C.SHA256(ffi.cast("const unsigned char *", data) + from - 1, (to or #data) - from + 1, digest)
     return ffi.string(digest, 32)
 end
 
+local HEX = {}
+for byte = 0, 255 do
+    HEX[string.char(byte)] = ("%02x"):format(byte)
+end
+
 function hash.hex(bytes)
-    return (bytes:gsub(".", function(byte) return ("%02x"):format(byte:byte()) end))
+    return (bytes:gsub(".", HEX))
 end
 
 function hash.from_hex(text)

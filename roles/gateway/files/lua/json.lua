@@ -62,7 +62,9 @@ end
 
 -- The object whose brace stands at `at`: a list of {key, from, to} and its closing brace.
 -- `key` is as written, escapes and all.
-function json.object(text, at)
+-- read(key, from), where given: reads a value by itself and returns where it ends and what it is
+-- (the member's `value`), or nothing.
+function json.object(text, at, read)
     local members = {}
     local char
     at, char = next_char(text, at or 1)
@@ -84,11 +86,15 @@ function json.object(text, at)
             return nil
         end
         local from = next_char(text, at + 1)
-        local to = from and value_end(text, from)
+        local to, value = nil, nil
+        if read and from then
+            to, value = read(key, from)
+        end
+        to = to or from and value_end(text, from)
         if not to then
             return nil
         end
-        members[#members + 1] = {key = key, from = from, to = to}
+        members[#members + 1] = {key = key, from = from, to = to, value = value}
         at, char = next_char(text, to + 1)
         if char == "}" then
             return members, at
@@ -99,8 +105,9 @@ function json.object(text, at)
     end
 end
 
--- The array whose bracket stands at `at`: a list of positions where its elements start.
-function json.array(text, at)
+-- The array whose bracket stands at `at`: a list of positions where its elements start, and its
+-- closing bracket. read(from), where given: reads an element and returns where it ends.
+function json.array(text, at, read)
     local elements = {}
     local char
     at, char = next_char(text, at)
@@ -110,7 +117,12 @@ function json.array(text, at)
     at, char = next_char(text, at + 1)
     while at and char ~= "]" do
         elements[#elements + 1] = at
-        local to = value_end(text, at)
+        local to
+        if read then
+            to = read(at)
+        else
+            to = value_end(text, at)
+        end
         if not to then
             return nil
         end
@@ -119,7 +131,7 @@ function json.array(text, at)
             at, char = next_char(text, at + 1)
         end
     end
-    return elements
+    return elements, at
 end
 
 -- The value that starts at `at`.
@@ -138,16 +150,16 @@ function json.member(text, at, key)
     return from, to
 end
 
--- Adds to `edits` what sets the members `changes` ({key = raw JSON}) of the object at `at`.
-function json.set(text, at, changes, edits)
-    local members, close = json.object(text, at)
+-- Adds to `edits` what sets the members `changes` ({key = raw JSON}) of an object that has these
+-- members and this closing brace.
+function json.change(members, close, changes, edits)
     local missing = {}
     for key, raw in pairs(changes) do
         missing[key] = raw
     end
     for _, member in ipairs(members) do
-        if missing[member.key] then
-            edits[#edits + 1] = {from = member.from, to = member.to, text = missing[member.key]}
+        if changes[member.key] then
+            edits[#edits + 1] = {from = member.from, to = member.to, text = changes[member.key]}
             missing[member.key] = nil
         end
     end
@@ -163,6 +175,12 @@ function json.set(text, at, changes, edits)
             from = last + 1, to = last, text = comma .. table.concat(added, ","),
         }
     end
+end
+
+-- The same of the object at `at`.
+function json.set(text, at, changes, edits)
+    local members, close = json.object(text, at)
+    json.change(members, close, changes, edits)
 end
 
 function json.apply(text, edits)

@@ -14,6 +14,7 @@ local models = require "gateway.models"
 local ollama = require "gateway.ollama"
 local policy = require "gateway.policy"
 local queue = require "gateway.queue"
+local question = require "gateway.question"
 local redis = require "gateway.redis"
 local relay = require "gateway.relay"
 local strangers = require "gateway.strangers"
@@ -81,83 +82,115 @@ local function read_body()
     return body, false
 end
 
-local function serve()
-    local ctx, var = ngx.ctx, ngx.var
-    local refused = strangers.refuses(var.http_authorization)
+-- The client's name; nil where it was refused.
+local function known_client(authorization)
+    local refused = strangers.refuses(authorization)
     if refused then
         return errors.refuse(refused)
     end
-    local client, problem = auth.client(var.http_authorization)
-    if not client then
-        strangers.failed()
-        ngx.header["WWW-Authenticate"] = 'Bearer realm="deepseek-r1"'
-        return errors.send(401, {message = problem})
+    local client, problem = auth.client(authorization)
+    if client then
+        strangers.known(authorization)
+        return client
     end
-    strangers.known(var.http_authorization)
-    ctx.client = client
-    local route, name = find_route(var.uri)
+    strangers.failed()
+    ngx.header["WWW-Authenticate"] = 'Bearer realm="deepseek-r1"'
+    errors.send(401, {message = problem})
+end
+
+-- The route and its name; nil where it was refused.
+local function known_route()
+    local route, name = find_route(ngx.var.uri)
     if not route then
         return main.not_found()
     end
-    ctx.route = name
+    ngx.ctx.route = name
     local method = ngx.req.get_method()
     if method ~= route.method and not (method == "HEAD" and route.method == "GET") then
         ngx.header["Allow"] = route.method
         return errors.send(405)
-    elseif var.http_content_encoding then
+    elseif ngx.var.http_content_encoding then
         return errors.send(415)
     end
+    return route, name
+end
+
+-- Answers from the cache, if it can. Returns whether the request is done; if not, where its answer
+-- is to be kept, if it is.
+local function from_cache(client, path, asked, rules)
+    local ctx, var = ngx.ctx, ngx.var
+    local wishes = cache.wishes(var.http_cache_control)
+    local entry = asked and limit.of(client).cache ~= false and cache.entry(
+        client, path .. " " .. (rules or ""), var.http_content_type, wishes, asked) or nil
+    local found
+    found, ctx.cache = cache.get(entry)
+    if ctx.cache == "MISS" and not wishes.only then
+        found, ctx.landed = flight.enter(entry, engine.patience())
+        ctx.cache = found and "HIT" or cache.state() == "up" and "MISS" or "BYPASS"
+    end
+    ngx.header["X-Cache"] = ctx.cache
+    if found then
+        ctx.policy = found.policy
+        ngx.header["X-R1-Policy"] = found.policy
+        ngx.header["Age"] = found.age
+        relay.send(found.body, found.type)
+        return true
+    elseif wishes.only then
+        errors.send(504, {
+            message = "Cache-Control says only-if-cached, and no answer to this is stored.",
+            type = "invalid_request_error", code = "not_cached",
+        })
+        return true
+    end
+    return false, ctx.cache == "MISS" and entry or nil
+end
+
+local function serve()
+    local ctx, var = ngx.ctx, ngx.var
+    local client = known_client(var.http_authorization)
+    ctx.client = client
+    local route, name
+    if client then
+        route, name = known_route()
+    end
+    if not route then
+        return
+    end
     local asks = route.method == "POST"
-    refused = limit.enter(client, asks)
+    local refused = limit.enter(client, asks)
     if refused then
         return errors.refuse(refused)
     end
 
     local path = var.uri .. (var.args and "?" .. var.args or "")
+    local rules = var.http_x_r1_policy
     local body, in_memory = read_body()
-    refused = models.refuses(client, var.uri, body)
+    local asked = asks and question.read(body) or nil
+    refused = route.choices and question.refuses(asked) or models.refuses(client, var.uri, asked)
     if refused then
         return errors.refuse(refused)
     end
-    local asked = var.http_x_r1_policy
-    local cached = route.choices and in_memory and limit.of(client).cache ~= false
-    local entry = cached and cache.entry(client, path .. " " .. (asked or ""),
-        var.http_content_type, var.http_cache_control, body) or nil
-    local stored
-    stored, ctx.cache, ctx.policy = cache.get(entry)
-    ngx.header["X-Cache"] = ctx.cache
-    if not stored and ctx.cache == "MISS" then
-        stored, ctx.landed = flight.enter(entry.key, function()
-            local found
-            found, ctx.cache, ctx.policy = cache.get(entry)
-            return found
-        end, engine.patience())
-        ngx.header["X-Cache"] = ctx.cache
+    local done, entry = from_cache(client, path, route.choices and in_memory and asked, rules)
+    if done then
+        return
     end
-    if stored then
-        ngx.header["X-R1-Policy"] = ctx.policy
-        return relay.send(stored, entry.type)
-    end
+
     refused = asks and (limit.ask(client, var.http_content_type, body)
-        or not upstreams.spills({path = path, body = body}) and queue.enter(client, engine.patience()))
+        or not upstreams.spills({path = path, body = body})
+            and queue.enter(client, engine.patience()))
     if refused then
         return errors.refuse(refused)
-    end
-    if route.choices then
-        local applied
-        body, applied = policy.apply(body, asked, name == "/v1/chat/completions")
-        ctx.policy = #applied > 0 and table.concat(applied, ", ") or "none"
-        ngx.header["X-R1-Policy"] = ctx.policy
-        local problem = ollama.refuses(body)
-        if problem then
-            return errors.send(400, {
-                message = problem, code = "context_length_exceeded", param = "messages",
-            })
-        end
     end
     local hide_usage
     if route.choices then
-        body, hide_usage = policy.with_usage(body)
+        local applied
+        body, applied, hide_usage = policy.apply(asked, rules, name == "/v1/chat/completions")
+        ctx.policy = #applied > 0 and table.concat(applied, ", ") or "none"
+        ngx.header["X-R1-Policy"] = ctx.policy
+        refused = ollama.refuses(body)
+        if refused then
+            return errors.refuse(refused)
+        end
     end
     return relay.answer({
         method = route.method,
@@ -166,7 +199,7 @@ local function serve()
         accept = var.http_accept,
         body = body,
         hide_usage = hide_usage,
-    }, route, ctx.cache == "MISS" and entry)
+    }, route, entry)
 end
 
 function main.serve()

@@ -3,6 +3,7 @@
 local cjson = require "cjson.safe"
 local json = require "gateway.json"
 local limit = require "gateway.limit"
+local question = require "gateway.question"
 
 local models = {}
 
@@ -32,13 +33,9 @@ local UNNAMED = {400, nil, {
     param = "model",
 }}
 
-local function string_of(raw)
-    local value = (cjson.decode("[" .. raw .. "]") or {})[1]
-    return type(value) == "string" and value or nil
-end
-
 -- nil when the client may use the model that the path or the body names, else {status, nil, error}.
-function models.refuses(client, path, body)
+-- asked: the body, see question.read.
+function models.refuses(client, path, asked)
     local names = allowed(client)
     if not names then
         return nil
@@ -46,24 +43,14 @@ function models.refuses(client, path, body)
     local wanted = path:match("^/v1/models/(.+)$")
     if wanted or path == "/v1/models" then
         return wanted and not names[wanted] and unknown(wanted) or nil
-    end
-    local members, close = json.object(body)
-    if not members or body:find("%S", close + 1) then
+    elseif not asked or not asked.certain then -- which of two an engine takes is not known here
         return UNNAMED
     end
-    local found
-    for _, member in ipairs(members) do -- each one: which of two an engine takes is not known here
-        local key = string_of('"' .. member.key .. '"')
-        if key == "model" then
-            found = string_of(body:sub(member.from, member.to))
-        end
-        if not key or key == "model" and not found then
-            return UNNAMED
-        elseif key == "model" and not names[found] then
-            return unknown(found)
-        end
+    local found = cjson.decode(question.raw(asked, "model") or "null")
+    if type(found) ~= "string" then
+        return UNNAMED
     end
-    return not found and UNNAMED or nil
+    return not names[found] and unknown(found) or nil
 end
 
 -- The list of models without those that the client may not use; the rest stays as it is.

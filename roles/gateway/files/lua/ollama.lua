@@ -65,11 +65,14 @@ local function too_long(body)
     end
 end
 
--- Why the request cannot be answered whole, or nil.
+-- nil, or what to answer to a request that cannot be answered whole: {status, nil, error}.
 function ollama.refuses(body)
     local problem = settings and too_long(body)
-    return problem and ("The prompt is longer than the context of %d tokens: %s"):format(
-        settings.context, problem)
+    return problem and {400, nil, {
+        message = ("The prompt is longer than the context of %d tokens: %s"):format(
+            settings.context, problem),
+        code = "context_length_exceeded", param = "messages",
+    }}
 end
 
 -- The list of models, or one, by the names that requests use.

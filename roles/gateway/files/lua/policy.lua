@@ -5,6 +5,7 @@
 
 local cjson = require "cjson.safe"
 local json = require "gateway.json"
+local question = require "gateway.question"
 local think = require "gateway.think"
 
 local policy = {}
@@ -42,44 +43,43 @@ local function encode(value)
     return (cjson.encode(value):gsub("\\/", "/"))
 end
 
--- A message as its members in order, where it lies, and its role.
-local function read(text, at)
-    local members, to = json.object(text, at)
-    if not members then
-        return nil
-    end
-    local message = {raw = {}, from = at, to = to}
-    for i, member in ipairs(members) do
-        message.raw[i] = {key = member.key, raw = text:sub(member.from, member.to)}
+-- A member's text: a new one, or as it was written.
+local function raw_of(text, member)
+    return member.raw or text:sub(member.from, member.to)
+end
+
+local function role_of(text, message)
+    local role
+    for _, member in ipairs(message.members) do
         if member.key == "role" then
-            message.role = cjson.decode(message.raw[i].raw)
+            role = cjson.decode(raw_of(text, member))
         end
     end
-    return message
+    return role
 end
 
 -- Decoded only where a rule asks for it: it may be long.
-local function content_of(message)
-    for _, member in ipairs(message.raw) do
+local function content_of(text, message)
+    for _, member in ipairs(message.members) do
         if member.key == "content" then
-            return cjson.decode(member.raw)
+            return cjson.decode(raw_of(text, member))
         end
     end
 end
 
 local function set_content(message, content)
     message.changed = true
-    for _, member in ipairs(message.raw) do
+    for _, member in ipairs(message.members) do
         if member.key == "content" then
             member.raw = encode(content)
         end
     end
 end
 
-local function written(message)
+local function written(text, message)
     local members = {}
-    for i, member in ipairs(message.raw) do
-        members[i] = '"' .. member.key .. '":' .. member.raw
+    for i, member in ipairs(message.members) do
+        members[i] = '"' .. member.key .. '":' .. raw_of(text, member)
     end
     return "{" .. table.concat(members, ",") .. "}"
 end
@@ -113,11 +113,11 @@ local function joined(before, content, after)
 end
 
 -- Instructions go into the first turn of the user, which is where R1 reads them.
-local function without_system(messages)
+local function without_system(text, messages)
     local told, kept = {}, {}
     for _, message in ipairs(messages) do
         if message.role == "system" or message.role == "developer" then
-            told[#told + 1] = text_of(content_of(message))
+            told[#told + 1] = text_of(content_of(text, message))
         else
             kept[#kept + 1] = message
         end
@@ -128,30 +128,30 @@ local function without_system(messages)
     local before = table.concat(told, "\n\n")
     for _, message in ipairs(kept) do
         if message.role == "user" then
-            set_content(message, joined(before, content_of(message)))
+            set_content(message, joined(before, content_of(text, message)))
             return kept, true
         end
     end
-    table.insert(kept, 1, {changed = true, role = "user", raw = {
+    table.insert(kept, 1, {changed = true, role = "user", members = {
         {key = "role", raw = '"user"'}, {key = "content", raw = encode(before)},
     }})
     return kept, true
 end
 
 -- Thoughts of earlier turns only take room, and lead R1 astray.
-local function without_thoughts(messages)
+local function without_thoughts(text, messages)
     local found = false
     for _, message in ipairs(messages) do
         if message.role == "assistant" then
             local kept = {}
-            for _, member in ipairs(message.raw) do
+            for _, member in ipairs(message.members) do
                 if member.key ~= "reasoning_content" and member.key ~= "reasoning" then
                     kept[#kept + 1] = member
                 end
             end
-            message.changed = message.changed or #kept < #message.raw
-            message.raw = kept
-            local content = content_of(message)
+            message.changed = message.changed or #kept < #message.members
+            message.members = kept
+            local content = content_of(text, message)
             local thought, said = nil, nil
             if type(content) == "string" then
                 thought, said = think.split(content)
@@ -165,24 +165,20 @@ local function without_thoughts(messages)
     return found
 end
 
-local function with_advice(messages)
+local function with_advice(text, messages)
     for i = #messages, 1, -1 do
         if messages[i].role == "user" then
-            set_content(messages[i], joined(nil, content_of(messages[i]), BOXED))
+            set_content(messages[i], joined(nil, content_of(text, messages[i]), BOXED))
             return true
         end
     end
     return false
 end
 
--- Changes the messages of a body; returns their new text, or nil where nothing changes.
-local function messages_of(text, from, rules, applied)
-    local messages, places = {}, json.array(text, from)
-    for i, at in ipairs(places or {}) do
-        messages[i] = read(text, at)
-        if not messages[i] then
-            return nil -- the engine says what is wrong with it
-        end
+-- Changes the messages of a text; returns their new text, or nil where nothing changes.
+local function messages_of(text, messages, rules, applied)
+    for _, message in ipairs(messages) do
+        message.role = role_of(text, message)
     end
     local changed = false
     local function note(name, done)
@@ -190,90 +186,83 @@ local function messages_of(text, from, rules, applied)
         changed = changed or done
     end
     if rules.history then
-        note("history", without_thoughts(messages))
+        note("history", without_thoughts(text, messages))
     end
     if rules.system_prompt then
         local done
-        messages, done = without_system(messages)
+        messages, done = without_system(text, messages)
         note("system_prompt", done)
     end
     if rules.boxed then
-        note("boxed", with_advice(messages))
+        note("boxed", with_advice(text, messages))
     end
     if not changed then
         return nil
     end
     local parts = {}
     for i, message in ipairs(messages) do
-        parts[i] = message.changed and written(message) or text:sub(message.from, message.to)
+        parts[i] = message.changed and written(text, message) or text:sub(message.from, message.to)
     end
     return "[" .. table.concat(parts, ",") .. "]"
 end
 
--- The body as the model needs it, and the names of the rules that changed it.
--- chat: it has messages.
-function policy.apply(body, header, chat)
-    local members = json.object(body)
-    local rules = wanted(header)
-    if not members or not next(rules) then
-        return body, {}
-    end
-    local places, changes, applied = {}, {}, {}
-    for _, member in ipairs(members) do
-        places[member.key] = member
-    end
+-- What the rules change in a question: {name = raw JSON}, and the names of those that do.
+local function ruled(asked, header, chat)
+    local rules, changes, applied = wanted(header), {}, {}
     if rules.sampling then
         for name, value in pairs(settings.sampling) do
-            if not places[name] then
+            if not asked.place[name] then
                 changes[name] = encode(value)
                 applied[1] = "sampling"
             end
         end
     end
-    local asked = false
+    local told = false
     for _, name in ipairs(LENGTHS) do
-        local place = places[name]
-        local number = place and tonumber(body:sub(place.from, place.to))
-        asked = asked or number ~= nil
+        local number = tonumber(question.raw(asked, name))
+        told = told or number ~= nil
         if number and rules.max_tokens_ceiling and number > settings.max_tokens_ceiling then
             changes[name] = encode(settings.max_tokens_ceiling)
             applied[#applied + 1] = "max_tokens_ceiling"
         end
     end
-    if rules.max_tokens and not asked then
+    if rules.max_tokens and not told then
         changes.max_tokens = encode(settings.max_tokens)
         applied[#applied + 1] = "max_tokens"
     end
-    local messages = chat and places.messages
-        and messages_of(body, places.messages.from, rules, applied)
-    changes.messages = messages or nil
-    if not next(changes) then
-        return body, applied
-    end
-    local edits = {}
-    json.set(body, 1, changes, edits)
-    return json.apply(body, edits), applied
+    -- Where it is no list of messages, the engine says what is wrong with it.
+    local messages = chat and asked.place.messages and asked.place.messages.value
+    changes.messages = messages and messages_of(asked.text, messages, rules, applied) or nil
+    return changes, applied
 end
 
--- The body of a stream, asking for its usage, which limits, metrics and cache need; and whether the
--- client itself did not ask for it.
-function policy.with_usage(body)
-    local from, to = json.member(body, 1, "stream")
-    if not from or body:sub(from, to) ~= "true" then
-        return body, false
+-- What makes a stream tell its usage, which limits, metrics and cache need: the new options in
+-- JSON; or nil, where it is none, the client asked for it itself, or asked for what is wrong.
+local function usage_options(asked)
+    local options = question.raw(asked, "stream_options") or "null"
+    if question.raw(asked, "stream") ~= "true" then
+        return nil
     end
-    local options = {}
-    from, to = json.member(body, 1, "stream_options")
-    if from and body:sub(from, to) ~= "null" then
-        options = cjson.decode(body:sub(from, to))
-        if type(options) ~= "table" or options.include_usage then
-            return body, false -- asked for, or wrong, which the engine says
-        end
+    options = options == "null" and {} or cjson.decode(options)
+    if type(options) ~= "table" or options.include_usage then
+        return nil
     end
     options.include_usage = true
+    return encode(options)
+end
+
+-- The body as the model needs it, the names of the rules that changed it, and whether it is a
+-- stream that is to hide its usage from the client, who did not ask for it.
+-- asked: see question.read. chat: it has messages.
+function policy.apply(asked, header, chat)
+    local changes, applied = ruled(asked, header, chat)
+    changes.stream_options = usage_options(asked)
+    if not next(changes) then
+        return asked.text, applied, false
+    end
     local edits = {}
-    json.set(body, 1, {stream_options = encode(options)}, edits)
-    return json.apply(body, edits), true
+    json.change(asked.members, asked.close, changes, edits)
+    return json.apply(asked.text, edits), applied, changes.stream_options ~= nil
 end
 
 return policy

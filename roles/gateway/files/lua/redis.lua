@@ -1,12 +1,22 @@
--- The few words of Redis's protocol that the cache needs, over a pooled connection.
+-- The few words of Redis's protocol that the cache needs, over a pooled connection; several of them
+-- in one trip. Redis may be down or hung: then it is left alone for a while.
+
+local state = ngx.shared.gateway_state
 
 local redis = {}
 local settings
+
+local BREAK_SECONDS = 5 -- how long Redis is left alone after a failure
 
 -- given: {address = "unix:/path" or "host:port", connect_timeout, read_timeout} in milliseconds
 function redis.init(given)
     settings = given
     settings.host, settings.port = given.address:match("^([^/]+):(%d+)$")
+end
+
+-- Whether Redis is asked at all now.
+function redis.up()
+    return not state:get("redis_down")
 end
 
 local function connect(sock)
@@ -16,13 +26,16 @@ local function connect(sock)
     return sock:connect(settings.address)
 end
 
-local function encode(words)
-    local parts = {"*", #words, "\r\n"}
-    for _, word in ipairs(words) do
-        word = tostring(word)
-        parts[#parts + 1] = "$" .. #word .. "\r\n"
-        parts[#parts + 1] = word
-        parts[#parts + 1] = "\r\n"
+local function encode(commands)
+    local parts = {}
+    for _, words in ipairs(commands) do
+        parts[#parts + 1] = "*" .. #words .. "\r\n"
+        for _, word in ipairs(words) do
+            word = tostring(word)
+            parts[#parts + 1] = "$" .. #word .. "\r\n"
+            parts[#parts + 1] = word
+            parts[#parts + 1] = "\r\n"
+        end
     end
     return parts
 end
@@ -47,24 +60,43 @@ local function reply(sock)
     return nil, rest
 end
 
--- The reply to a command (ngx.null for none), or nil and an error.
-function redis.ask(...)
-    local sock = ngx.socket.tcp()
-    sock:settimeouts(settings.connect_timeout, settings.read_timeout, settings.read_timeout)
-    local value
+local function talk(sock, commands)
     local ok, err = connect(sock)
     if ok then
-        ok, err = sock:send(encode({...}))
+        ok, err = sock:send(encode(commands))
     end
-    if ok then
-        value, err = reply(sock)
+    local replies = {}
+    for i = 1, ok and #commands or 0 do
+        replies[i], err = reply(sock)
+        if not replies[i] then
+            return nil, err
+        end
     end
-    if value then
+    return ok and replies, err
+end
+
+-- commands: lists of words, which go in one write. Returns a list of the replies (ngx.null for
+-- none), or nil.
+function redis.pipeline(commands)
+    if not redis.up() then
+        return nil
+    end
+    local sock = ngx.socket.tcp()
+    sock:settimeouts(settings.connect_timeout, settings.read_timeout, settings.read_timeout)
+    local replies, err = talk(sock, commands)
+    if replies then
         sock:setkeepalive(60000, 64)
-    else
-        sock:close() -- what still comes belongs to nobody
+        return replies
     end
-    return value, err
+    sock:close() -- what still comes belongs to nobody
+    ngx.log(ngx.WARN, "Redis: ", err, "; no cache for ", BREAK_SECONDS, " s")
+    state:set("redis_down", true, BREAK_SECONDS)
+end
+
+-- The reply to one command, or nil.
+function redis.ask(...)
+    local replies = redis.pipeline({{...}})
+    return replies and replies[1]
 end
 
 return redis

@@ -115,12 +115,13 @@ local function noting(stream)
 end
 
 -- Collects a stream for the cache, which takes it when it is whole.
-local function collector(entry, complete)
+local function collector(entry, stream)
     local parts, size = {}, 0
     return function(bytes)
         if not bytes then
-            if parts and complete() then
-                ngx.ctx.kept = cache.put(entry, table.concat(parts), ngx.ctx.policy)
+            if parts and stream.complete() then
+                ngx.ctx.kept = cache.put(entry, table.concat(parts), ngx.ctx.policy,
+                    stream.seen.usage_event)
             end
             return
         end
@@ -158,7 +159,7 @@ function relay.answer(request, route, entry)
         end
         local stream = answer.stream(request.hide_usage)
         local keep = entry and entry.type == "text/event-stream"
-            and collector(entry, stream.complete)
+            and collector(entry, stream)
         return pass(response, noting(stream), error_event, keep)
     elseif not response.type:find("json", 1, true) then
         return pass(response, plain) -- speech, ...

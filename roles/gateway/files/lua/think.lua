@@ -63,8 +63,11 @@ end
 -- The text without the tokens that it ends with.
 function think.without_tokens(text)
     while true do
-        local body = text:match("^(.-)%s*$")
-        local found
+        local stop = #text -- by hand: a pattern that looks for the end takes its time
+        while stop > 0 and text:find("^%s", stop) do
+            stop = stop - 1
+        end
+        local body, found = text:sub(1, stop), nil
         for _, token in ipairs(TOKENS) do
             if body:sub(-#token) == token then
                 found = body:sub(1, -#token - 1)

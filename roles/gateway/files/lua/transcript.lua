@@ -53,14 +53,15 @@ end
 local OBJECTS = {["chat.completion"] = "chat.completion.chunk", text_completion = "text_completion"}
 local WHOLE = {["chat.completion.chunk"] = "chat.completion", text_completion = "text_completion"}
 
--- The events of a whole answer, or nil. usage: whether the last one tells it.
-function transcript.events(text, usage)
+-- The events of a whole answer, or nil; and from where to where the event is that tells its usage,
+-- where that is known.
+function transcript.events(text)
     local data = cjson.decode(text)
     local object = type(data) == "table" and OBJECTS[data.object]
     if not object or type(data.choices) ~= "table" or #data.choices == 0 then
         return nil
     end
-    local out = {}
+    local out, size = {}, 0
     local function event(choices, more)
         local chunk = head_of(data, object)
         chunk.choices = choices
@@ -72,6 +73,7 @@ function transcript.events(text, usage)
             text = text:sub(1, -2) .. ',"choices":[]}'
         end
         out[#out + 1] = "data: " .. text .. "\n\n"
+        size = size + #out[#out]
     end
     local chat = object ~= "text_completion"
     for i, choice in ipairs(data.choices) do
@@ -108,14 +110,12 @@ function transcript.events(text, usage)
     local rest = copy(data, {usage = true, choices = true})
     rest.object = nil
     event(ends, rest)
-    if usage then
-        if empty(data.usage) then
-            return nil
-        end
+    local before = size
+    if not empty(data.usage) then
         event(nil, {usage = data.usage})
     end
     out[#out + 1] = "data: [DONE]\n\n"
-    return table.concat(out)
+    return table.concat(out), size > before and before + 1 or nil, size > before and size or nil
 end
 
 local function add(choice, name, text)
