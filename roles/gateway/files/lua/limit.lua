@@ -61,7 +61,8 @@ local function duration(seconds)
 end
 
 -- Spends `cost` of the client's requests or tokens and says what is left, as OpenAI does. Returns
--- nil, or what to answer instead: {status, seconds to wait, error}.
+-- nil and what was spent (nil where there is no limit), or what to answer instead: {status, seconds
+-- to wait, error}.
 local function spend(client, kind, cost)
     local per_minute = limit.of(client)[KINDS[kind]] or 0
     if per_minute == 0 then
