@@ -10,8 +10,8 @@ long streams, while in turn Redis is killed (SIGKILL), Redis hangs (SIGSTOP), th
 the gateway is reloaded with another setting, and one of its workers is killed.
 
 Checked: each answer word for word; an answer (told by its id) never goes to two keys; every error
-is OpenAI-shaped, and comes only while the engine is away or a worker was killed; streams that span a
-reload end in [DONE]; after each fault the service is back soon. Ends with 1 where one is not so.
+is OpenAI-shaped, and comes only while the engine is away or a worker was killed; streams that span
+a reload end in [DONE]; after each fault the service is back soon. Ends with 1 where one is not so.
 """
 
 import argparse
