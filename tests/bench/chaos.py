@@ -70,7 +70,7 @@ class Chaos:
         self.over = threading.Event()
         self.lock = threading.Lock()
         self.faults, self.violations = [], []
-        self.counts, self.owners = Counter(), {}
+        self.counts, self.owners, self.slowest = Counter(), {}, 0
         self.long_since = None  # when the long stream of now began
         self.number = itertools.count(1)
 
@@ -150,6 +150,7 @@ class Chaos:
         with self.lock:
             self.counts["requests"] += 1
             self.counts[f"cache: {answer.cache}"] += 1
+            self.slowest = max(self.slowest, answer.seconds if prompt != "long" else 0)
         if answer.status != 200:
             if not openai_shaped(answer):
                 self.violation(f"{answer.status} in another shape: {answer.body[:200]!r}")
@@ -297,6 +298,7 @@ class Chaos:
         for name, count in sorted(self.counts.items()):
             print(f"| {name} | {count:,} |")
         print(f"| different answers of the engine | {len(self.owners):,} |")
+        print(f"| slowest answer but for long streams, s | {self.slowest:.1f} |")
         print(f"| violations | {len(self.violations)} |")
 
 
