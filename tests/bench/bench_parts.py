@@ -117,6 +117,7 @@ class Engine:
     that a stored answer can be told from a new one. `told[text]` makes it do something else where
     the prompt has this text, each time: a number of seconds to be silent first, or one of
       500, 429      that status, in a shape that is not OpenAI's
+      "late 500"    the same after a second
       "cut"         an answer that breaks off, with the connection
       "no end"      a stream that ends without [DONE]
       "event"       a stream that ends in an error event
@@ -156,6 +157,9 @@ class Engine:
                     self.close_connection = True
 
             def answer(self, asked, prompt, what):
+                if what == "late 500":
+                    time.sleep(1)
+                    what = 500
                 if what in (500, 429):
                     self.whole(what, {"detail": "the engine's own words"})
                     return

@@ -173,6 +173,25 @@ def streams_at_once(side):
     return calls == 1 and good == 20, f"calls: {calls}; answers: {good}"
 
 
+@pitfall("10 that wait for an answer that fails are answered one after another")
+def failures_at_once(side):
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda _: side.ask("fails", "late 500"), range(10)))
+    most = max(answer.seconds for answer in answers)
+    failed = {answer.status for answer in answers} == {500}
+    return failed and most < 5, f"{most:.1f} s for the last" + ("" if failed else ", not all 500")
+
+
+@pitfall("Of 300 new questions within a moment some are not kept")
+def many_at_once(side):
+    prompts = [f"many {number}" for number in range(300)]
+    for _ in range(2):
+        with ThreadPoolExecutor(100) as pool:
+            list(pool.map(side.ask, prompts))
+    lost = sum(side.calls(prompt) != 1 for prompt in prompts)
+    return not lost, f"{lost} are not" if lost else "all kept"
+
+
 @pitfall("The next one waits in vain when the first of several askers leaves")
 def leader_leaves(side):
     prompt = side.prompt("leader", 1.5)
