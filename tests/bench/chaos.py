@@ -240,15 +240,18 @@ class Chaos:
         self.ended(fault, self.served)
 
     def reloaded(self) -> None:
-        wait_until(lambda: self.long_since and time.monotonic() - self.long_since < 1, 60,
-                   "a long stream to reload under")  # fmt: skip
         variables = self.gateway.role.variables
         old = set(self.workers())
         variables["gateway_cache_max_kib"] = 1536 - int(variables["gateway_cache_max_kib"])
         self.gateway.role.write()
+        wait_until(lambda: self.long_since and 0.3 < time.monotonic() - self.long_since < 0.6, 60,
+                   "a long stream to reload under")  # fmt: skip
         fault = self.fault("reload")
         self.gateway.process.send_signal(signal.SIGHUP)
+        under = self.long_since
         self.ended(fault, lambda: len(set(self.workers()) - old) == 2 and self.served())
+        # It is to end before the next fault.
+        wait_until(lambda: self.long_since != under, 60, "the end of a long stream")
 
     def worker_killed(self) -> None:
         workers = self.workers()
