@@ -6,6 +6,9 @@ local find, byte, sub = string.find, string.byte, string.sub
 
 local json = {}
 
+-- Levels of arrays and objects; what is nested deeper is taken for no JSON, as cjson does.
+json.DEEPEST = 1000
+
 -- at: the opening quote. Returns the closing one: the next that has no odd number of backslashes
 -- before it. (A plain search is compiled to machine code; one by pattern is not.)
 local function string_end(text, at)
@@ -45,6 +48,9 @@ local function value_end(text, at)
             end
         elseif char == 123 or char == 91 then
             depth = depth + 1
+            if depth > json.DEEPEST then
+                return nil
+            end
         else
             depth = depth - 1
             if depth == 0 then

@@ -11,6 +11,7 @@ local health = require "gateway.health"
 local limit = require "gateway.limit"
 local ollama = require "gateway.ollama"
 local policy = require "gateway.policy"
+local question = require "gateway.question"
 local redis = require "gateway.redis"
 local relay = require "gateway.relay"
 
@@ -102,6 +103,12 @@ local function serve()
 
     local path = var.uri .. (var.args and "?" .. var.args or "")
     local body, in_memory = read_body()
+    if route.choices then
+        local problem, param = question.problem(body, name == "/v1/chat/completions")
+        if problem then
+            return errors.send(400, {message = problem, param = param})
+        end
+    end
     local asked = var.http_x_r1_policy
     local entry = route.choices and in_memory and cache.entry(client, path .. " " .. (asked or ""),
         var.http_content_type, var.http_cache_control, body) or nil
