@@ -180,7 +180,7 @@ class StandIn:
     was asked. It is no engine: it exists to send what a real one sends once in a while."""
 
     def __init__(self):
-        self.pieces = []  # bytes to send, or numbers: seconds to wait
+        self.pieces = []  # bytes to send; numbers: seconds to wait; functions: to call
         self.requests = []
         self.closed_by_client = threading.Event()
         outer = self
@@ -216,6 +216,8 @@ class StandIn:
                 except OSError:
                     self.closed_by_client.set()
                     return
+            elif callable(piece):
+                piece()
             else:
                 connection.settimeout(piece)
                 try:
