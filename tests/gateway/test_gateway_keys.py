@@ -14,6 +14,7 @@ import yaml
 from gateway_parts import REPO
 
 BIN = Path(sys.executable).parent
+COMMAND = [BIN / "ansible-playbook", "-i", "box,", "-c", "local"]
 SAID = '{"object":"chat.completion","choices":[]}'
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
 
@@ -46,8 +47,7 @@ class Keys:
             **settings,
         }
         done = subprocess.run(
-            [BIN / "ansible-playbook", self.folder / "keys.json", "-i", "box,", "-c", "local"]
-            + ["-e", json.dumps(given), *options],
+            [*COMMAND, self.folder / "keys.json", "-e", json.dumps(given), *options],
             cwd=REPO,
             capture_output=True,
             text=True,
@@ -91,10 +91,7 @@ def opens(gateway, key):
 
 def settled(gateway, key, wanted):
     """nginx has old workers take connections until the new ones do."""
-    for _ in range(100):
-        if opens(gateway, key) == wanted:
-            return True
-    return False
+    return any(opens(gateway, key) == wanted for _ in range(100))
 
 
 def test_keys_come_change_and_go_while_a_stream_runs(keys, start_gateway, stand_in):

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,8 @@ def exchange(gateway, data, seconds=10):
     """Send bytes, and return what comes until the gateway closes. Sending may fail half-way, where
     the gateway has refused already; a client that stays open gets a closing request behind."""
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=seconds) as connection:
-        try:
+        with suppress(OSError):
             connection.sendall(data)
-        except OSError:
-            pass
         received = b""
         try:
             while piece := connection.recv(65536):
@@ -150,9 +149,9 @@ def test_a_message_whose_role_has_two_readings_is_refused(door):
 
 
 def test_keys_that_no_rule_reads_may_look_as_they_like(door):
-    body = r'{"messages":[{"role":"user","content":"x"}],"caf\u00e9":1,"camelCase":2,"a":{"b":1,"b":2}}'
-    assert door.ask(ROUTE, body.encode()).status == 200
-    assert rb'"caf\u00e9":1,"camelCase":2,"a":{"b":1,"b":2}' in asked(door)[0][2]
+    odd = rb'"caf\u00e9":1,"camelCase":2,"a":{"b":1,"b":2}'
+    assert door.ask(ROUTE, b"{" + odd + b"," + QUESTION[1:]).status == 200
+    assert odd in asked(door)[0][2]
 
 
 @pytest.mark.parametrize(
@@ -186,11 +185,11 @@ def test_deeply_nested_json(door):
 def test_the_deepest_json_that_passes_does_no_harm_to_a_real_engine(gateway):
     nested = "[" * 900 + "]" * 900
     for body in (
-        '{"messages":%s}' % nested,
-        '{"messages":[{"role":"user","content":%s}]}' % nested,
-        '{"messages":[{"role":"user","content":"x"}],"tools":%s,"max_tokens":1}' % nested,
+        '{"messages":NESTED}',
+        '{"messages":[{"role":"user","content":NESTED}]}',
+        '{"messages":[{"role":"user","content":"x"}],"tools":NESTED,"max_tokens":1}',
     ):
-        answer = gateway.ask(ROUTE, body.encode())
+        answer = gateway.ask(ROUTE, body.replace("NESTED", nested).encode())
         if answer.status != 200:
             assert answer.error["message"]
     assert gateway.chat(max_tokens=1).status == 200
@@ -330,8 +329,19 @@ def test_the_engine_gets_only_the_headers_that_the_gateway_writes(door):
     assert dict(headers)["Authorization"] == f"Bearer {ENGINE_KEY}"
 
 
-INJECTIONS = [b"a\rEvil: 1", b"a\x00b", b"a\r\r\nEvil: 1", b"\xe2\x80\xa8Evil: 1", b"a%0d%0aEvil: 1"]
-INJECTIONS += [b"a\\r\\nEvil: 1", b"\xe5\x98\x8a\xe5\x98\x8dEvil: 1", b'","evil":"1', b"a\x0bb\x0cc"]
+INJECTIONS = [
+    b"a\rEvil: 1",
+    b"a\x00b",
+    b"a\r\r\nEvil: 1",
+    b"\xe2\x80\xa8Evil: 1",
+    b"a%0d%0aEvil: 1",
+]
+INJECTIONS += [
+    b"a\\r\\nEvil: 1",
+    b"\xe5\x98\x8a\xe5\x98\x8dEvil: 1",
+    b'","evil":"1',
+    b"a\x0bb\x0cc",
+]
 NAMES = [b"Accept", b"Content-Type", b"X-R1-Policy", b"X-Request-Id", b"Cache-Control", b"Host"]
 
 
@@ -418,7 +428,10 @@ def test_other_versions_and_methods(door):
 
 @pytest.mark.parametrize(
     "headers",
-    [b"X: " + b"a" * 40_000 + b"\r\n", b"".join(b"X%d: %s\r\n" % (i, b"b" * 90) for i in range(1500))],
+    [
+        b"X: " + b"a" * 40_000 + b"\r\n",
+        b"".join(b"X%d: %s\r\n" % (i, b"b" * 90) for i in range(1500)),
+    ],
 )
 def test_headers_too_long_or_too_many(door, headers):
     received = exchange(door, request(QUESTION, headers[:-2]))
