@@ -182,6 +182,16 @@ def test_deeply_nested_json(door):
     refused(door, cut, None)
 
 
+def test_millions_of_small_parts_are_refused_before_they_cost_seconds(door):
+    many = b'{"messages":[' + b"{}," * 100_000 + b"{}]}"
+    assert "more than 10000 elements" in refused(door, many, "messages")
+    keys = b"{" + b",".join(b'"k%d":1' % i for i in range(100_000)) + b"}"
+    assert "more than 10000 keys" in refused(door, keys, None)
+    message = b"{" + b",".join(b'"k%d":1' % i for i in range(9000)) + b"}"
+    spread = b'{"messages":[' + b",".join([message] * 10) + b"]}"
+    assert "too many keys" in refused(door, spread, "messages")
+
+
 def test_the_deepest_json_that_passes_does_no_harm_to_a_real_engine(gateway):
     nested = "[" * 900 + "]" * 900
     for body in (

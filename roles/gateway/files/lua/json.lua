@@ -8,6 +8,8 @@ local json = {}
 
 -- Levels of arrays and objects; what is nested deeper is taken for no JSON, as cjson does.
 json.DEEPEST = 1000
+-- Members of one object or array that are listed; a million of them would hold a worker for seconds.
+json.MOST = 10000
 
 -- at: the opening quote. Returns the closing one: the next that has no odd number of backslashes
 -- before it. (A plain search is compiled to machine code; one by pattern is not.)
@@ -95,6 +97,9 @@ function json.object(text, at)
             return nil
         end
         members[#members + 1] = {key = key, from = from, to = to}
+        if #members > json.MOST then
+            return nil
+        end
         at, char = next_char(text, to + 1)
         if char == "}" then
             return members, at
@@ -116,6 +121,9 @@ function json.array(text, at)
     at, char = next_char(text, at + 1)
     while at and char ~= "]" do
         elements[#elements + 1] = at
+        if #elements > json.MOST then
+            return nil
+        end
         local to = value_end(text, at)
         if not to then
             return nil

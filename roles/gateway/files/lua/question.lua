@@ -44,13 +44,22 @@ end
 function question.problem(body, chat)
     local members = json.object(body)
     if not members then
-        return "The body is not a JSON object in UTF-8, or is nested deeper than "
-            .. json.DEEPEST .. " levels."
+        return ("The body is not a JSON object in UTF-8, or is nested deeper than %d levels, or has "
+            .. "more than %d keys."):format(json.DEEPEST, json.MOST)
     end
     local problem, param = ambiguous(members, BODY, "")
     local from = not problem and chat and json.member(body, 1, "messages")
-    for i, at in ipairs(from and json.array(body, from) or {}) do
-        problem = ambiguous(json.object(body, at) or {}, MESSAGE, " in messages[" .. i - 1 .. "]")
+    local messages, keys = from and json.array(body, from), 0
+    if from and not messages and body:sub(from, from) == "[" then
+        return ("messages is broken, or has more than %d elements."):format(json.MOST), "messages"
+    end
+    for i, at in ipairs(messages or {}) do
+        local message = json.object(body, at) or {}
+        keys = keys + #message
+        if keys > 5 * json.MOST then
+            return "The messages have too many keys.", "messages"
+        end
+        problem = ambiguous(message, MESSAGE, " in messages[" .. i - 1 .. "]")
         if problem then
             return problem, "messages"
         end
