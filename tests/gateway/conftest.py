@@ -180,7 +180,7 @@ class StandIn:
     was asked. It is no engine: it exists to send what a real one sends once in a while."""
 
     def __init__(self):
-        self.pieces = []  # bytes to send, numbers: seconds to wait, or events to wait for
+        self.pieces = []  # bytes; numbers: seconds to wait; events to wait for; functions to call
         self.requests = []
         self.health = None  # another answer for GET /health, in whose place the pieces are sent
         self.closed_by_client = threading.Event()
@@ -222,6 +222,8 @@ class StandIn:
                     return
             elif isinstance(piece, threading.Event):
                 piece.wait(60)
+            elif callable(piece):
+                piece()
             else:
                 connection.settimeout(piece)
                 try:

@@ -100,6 +100,8 @@ class Role:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(self.rendered(module["src"]))
                 path.chmod(int(module["mode"], 8))
+            elif part := task.get("ansible.builtin.import_tasks"):
+                self.write(part.removesuffix(".yml"))
 
     def rendered(self, template: str) -> str:
         lookup = "{{ lookup('ansible.builtin.template', source) }}"

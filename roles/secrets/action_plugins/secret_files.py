@@ -13,6 +13,7 @@ from ansible.plugins.action import ActionBase
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
     "names": {"type": "list", "elements": "str", "required": True},
+    "renew": {"type": "list", "elements": "str", "default": []},
     "make": {"type": "bool", "default": True},
     "prefix": {"type": "str", "default": "sk-", "no_log": False},
     "copies": {"type": "path", "required": True},
@@ -47,6 +48,8 @@ class ActionModule(ActionBase):
         missing = [name for name in names if not texts[name]]
         if names[-1] in missing:
             texts.update(self.on_host(copies | {"names": missing}, task_vars)["texts"])
+        missing += [name for name in given["renew"] if name not in missing]
+        texts.update(dict.fromkeys(given["renew"], ""))
         if given["make"]:
             made = {name: given["prefix"] + secrets.token_urlsafe(32) for name in missing}
             texts = {name: text or made[name] for name, text in texts.items()}

@@ -21,6 +21,11 @@ options:
     type: list
     elements: str
     required: true
+  renew:
+    description: Those of O(names) that are made anew, whatever is there.
+    type: list
+    elements: str
+    default: []
   make:
     description: Whether a file that is nowhere is made; else it is passed over.
     type: bool

@@ -57,7 +57,8 @@ local function chunked(sock)
         first = false
         local line
         line, err = sock:receive()
-        local size = line and tonumber(line:match("^%x+"), 16)
+        local digits = line and line:match("^%x+")
+        local size = digits and tonumber(digits, 16)
         if not size then
             return nil, err or "bad chunk"
         end

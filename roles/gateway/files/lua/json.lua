@@ -6,6 +6,11 @@ local find, byte, sub = string.find, string.byte, string.sub
 
 local json = {}
 
+-- Levels of arrays and objects; what is nested deeper is taken for no JSON, as cjson does.
+json.DEEPEST = 1000
+-- Members of one object or array that are listed; a million of them would hold a worker for seconds.
+json.MOST = 10000
+
 -- at: the opening quote. Returns the closing one: the next that has no odd number of backslashes
 -- before it. (A plain search is compiled to machine code; one by pattern is not.)
 local function string_end(text, at)
@@ -45,6 +50,9 @@ local function value_end(text, at)
             end
         elseif char == 123 or char == 91 then
             depth = depth + 1
+            if depth > json.DEEPEST then
+                return nil
+            end
         else
             depth = depth - 1
             if depth == 0 then
@@ -95,6 +103,9 @@ function json.object(text, at, read)
             return nil
         end
         members[#members + 1] = {key = key, from = from, to = to, value = value}
+        if #members > json.MOST then
+            return nil
+        end
         at, char = next_char(text, to + 1)
         if char == "}" then
             return members, at
@@ -117,6 +128,9 @@ function json.array(text, at, read)
     at, char = next_char(text, at + 1)
     while at and char ~= "]" do
         elements[#elements + 1] = at
+        if #elements > json.MOST then
+            return nil
+        end
         local to
         if read then
             to = read(at)

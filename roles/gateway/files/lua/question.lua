@@ -13,13 +13,15 @@ local BODY = {
 }
 local MESSAGE = {role = true, content = true, reasoning = true, reasoning_content = true}
 
--- Where the list of messages ends, and each as {members, from, to}; nothing where one is no object.
+-- Where the list of messages ends, and each as {members, from, to}; nothing where one is no object,
+-- or there are more than anybody has: they would hold the worker up.
 local function messages_at(text, at)
-    local messages = {}
+    local messages, keys = {}, 0
     local _, to = json.array(text, at, function(from)
         local members, close = json.object(text, from)
+        keys = keys + #(members or {})
         messages[#messages + 1] = {members = members, from = from, to = close}
-        return close
+        return keys <= 5 * json.MOST and close or nil
     end)
     if to then
         return to, messages
@@ -88,16 +90,20 @@ end
 -- JSON object.
 function question.refuses(asked)
     if not asked then
-        return wrong("The body is not a JSON object in UTF-8, or is nested deeper than "
-            .. json.DEEPEST .. " levels.")
+        return wrong(("The body is not a JSON object in UTF-8, or is nested deeper than %d levels, "
+            .. "or has more than %d keys."):format(json.DEEPEST, json.MOST))
     end
     local problem, param = ambiguous(asked.members, BODY, "")
     if problem then
         return wrong(problem, param)
     end
-    local messages = asked.place.messages and asked.place.messages.value
-    for i, message in ipairs(messages or {}) do
-        problem = ambiguous(message.members or {}, MESSAGE, " in messages[" .. i - 1 .. "]")
+    local messages = asked.place.messages
+    if messages and not messages.value and asked.text:sub(messages.from, messages.from) == "[" then
+        return wrong(("messages is no list of JSON objects, or has more than %d."):format(json.MOST),
+            "messages")
+    end
+    for i, message in ipairs(messages and messages.value or {}) do
+        problem = ambiguous(message.members, MESSAGE, " in messages[" .. i - 1 .. "]")
         if problem then
             return wrong(problem, "messages")
         end

@@ -20,7 +20,7 @@ local relay = {}
 
 local function fail(err)
     ngx.ctx.failure = err
-    ngx.log(ngx.WARN, "the engine failed: ", err)
+    ngx.log(ngx.WARN, "request ", ngx.var.request_id, ": the engine failed: ", err)
     return err == "timeout" and 504 or 502
 end
 
@@ -35,9 +35,8 @@ local function refuse_as_engine(response, request)
     local given = errors.read(engine.collect(response) or "")
     local status = response.status
     if status == 401 or status == 403 or status < 400 then
-        -- A cloud's words may hold a part of its key.
-        ngx.log(ngx.ERR, "the engine answered ", status, ": ",
-            response.foreign and "(from the cloud)" or given.message)
+        -- Not in its own words, which may quote the prompt.
+        ngx.log(ngx.ERR, "request ", ngx.var.request_id, ": the engine answered ", status)
         return errors.send(502, {message = "The engine refuses the gateway (" .. status .. ")."})
     elseif status == 500 and (request.content_type or ""):find("json", 1, true)
         and not pcall(cjson.decode, request.body) then
