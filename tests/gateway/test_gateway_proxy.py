@@ -125,7 +125,10 @@ def test_broken_json_is_the_clients_fault(gateway):
     for body in (b'{"messages":', b"{", b"nonsense"):
         answer = gateway.ask("/v1/chat/completions", body)
         assert answer.status == 400
-        assert "not valid JSON" in answer.error["message"]
+        assert "not a JSON object" in answer.error["message"]
+    answer = gateway.ask("/v1/chat/completions", b'{"messages":[{"role":}]}')
+    assert answer.status == 400
+    assert "not valid JSON" in answer.error["message"]
 
 
 def test_engine_gets_its_own_key_and_the_same_bytes(start_gateway, stand_in):
