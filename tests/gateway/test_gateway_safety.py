@@ -184,7 +184,7 @@ def test_deeply_nested_json(door):
 
 def test_millions_of_small_parts_are_refused_before_they_cost_seconds(door):
     many = b'{"messages":[' + b"{}," * 100_000 + b"{}]}"
-    assert "more than 10000 elements" in refused(door, many, "messages")
+    assert "more than 10000" in refused(door, many, "messages")
     keys = b"{" + b",".join(b'"k%d":1' % i for i in range(100_000)) + b"}"
     assert "more than 10000 keys" in refused(door, keys, None)
     message = b"{" + b",".join(b'"k%d":1' % i for i in range(9000)) + b"}"

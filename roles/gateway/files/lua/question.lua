@@ -99,7 +99,8 @@ function question.refuses(asked)
     end
     local messages = asked.place.messages
     if messages and not messages.value and asked.text:sub(messages.from, messages.from) == "[" then
-        return wrong(("messages is no list of JSON objects, or has more than %d."):format(json.MOST),
+        return wrong(("messages is no list of JSON objects, or has more than %d, or "
+            .. "too many keys."):format(json.MOST),
             "messages")
     end
     for i, message in ipairs(messages and messages.value or {}) do
