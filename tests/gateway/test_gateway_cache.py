@@ -564,7 +564,7 @@ def noise(size: int) -> str:
 
 def test_a_full_redis_makes_room(start_gateway, small_redis, stand_in):
     gateway = start_gateway(stand_in.port)
-    stand_in.says('{"choices":[{"finish_reason":"stop","text":"%s"}]}' % noise(50_000))
+    stand_in.says(json.dumps({"choices": [{"finish_reason": "stop", "text": noise(50_000)}]}))
     answers = [gateway.chat(f"nr {number}", temperature=0) for number in range(200)]
     assert {(answer.status, answer.cache) for answer in answers} == {(200, "MISS")}
     assert gateway.chat("nr 199", temperature=0).cache == "HIT"
@@ -575,7 +575,8 @@ def test_a_full_redis_makes_room(start_gateway, small_redis, stand_in):
 def test_long_answers_are_packed(start_gateway, redis, stand_in):
     gateway = start_gateway(stand_in.port)
     for size, packed in ((3000, False), (300_000, True)):
-        answer = '{"choices":[{"finish_reason":"stop","text":"%s"}]}' % ("two words " * (size // 10))
+        text = "two words " * (size // 10)
+        answer = json.dumps({"choices": [{"finish_reason": "stop", "text": text}]})
         stand_in.says(answer)
         before = memory(redis)
         found = [gateway.chat(str(size), temperature=0) for _ in range(2)]
