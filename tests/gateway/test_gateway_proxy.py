@@ -126,7 +126,11 @@ def test_broken_json_is_the_clients_fault(gateway):
         answer = gateway.ask("/v1/chat/completions", body)
         assert answer.status == 400
         assert "not a JSON object" in answer.error["message"]
-    answer = gateway.ask("/v1/chat/completions", b'{"messages":[{"role":}]}')
+    for messages in (b'{"role":}', b"5", b"[]"):
+        answer = gateway.ask("/v1/chat/completions", b'{"messages":[%s]}' % messages)
+        assert answer.status == 400
+        assert "messages is no list of JSON objects" in answer.error["message"]
+    answer = gateway.ask("/v1/chat/completions", b'{"messages":[{"role":"user","content":"\\x"}]}')
     assert answer.status == 400
     assert "not valid JSON" in answer.error["message"]
 

@@ -142,7 +142,7 @@ local function from_cache(client, path, asked, rules)
         })
         return true
     end
-    return false, ctx.cache == "MISS" and entry or nil
+    return false, entry
 end
 
 local function serve()
