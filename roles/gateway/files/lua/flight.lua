@@ -16,10 +16,14 @@ local OPEN, OPEN_MS = "open", 2000
 -- nobody gets another answer for it.
 local function lead(entry, lock, token)
     local thread = ngx.thread.spawn(function()
+        local holder
         repeat
             ngx.sleep(LEASE_MS / 3000)
-        until redis.ask("GET", lock) ~= token
-            or redis.ask("SET", lock, token, "XX", "PX", LEASE_MS) ~= "OK"
+            holder = redis.ask("GET", lock) -- nil where Redis failed: perhaps not the next time
+            if holder == token then
+                redis.ask("SET", lock, token, "XX", "PX", LEASE_MS)
+            end
+        until holder and holder ~= token
     end)
     entry.unlock = {"DEL", lock} -- goes with the answer
     -- nginx watches a client only where somebody wants to know that it left.
