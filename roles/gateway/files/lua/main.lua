@@ -57,6 +57,7 @@ function main.init(settings, secrets_file)
     cloud.init(settings.cloud, secrets.cloud_key)
     upstreams.init(settings.engine, settings.upstreams, secrets.upstream_keys)
     limit.init(settings.limits)
+    metrics.init(settings.models)
     ollama.init(settings.ollama)
     policy.init(settings.policy)
     queue.init(settings.queue)
@@ -166,6 +167,7 @@ local function serve()
     local rules = var.http_x_r1_policy
     local body, in_memory = read_body()
     local asked = asks and question.read(body) or nil
+    ctx.model = asked and question.raw(asked, "model")
     refused = route.choices and question.refuses(asked) or models.refuses(client, var.uri, asked)
     if refused then
         return errors.refuse(refused)

@@ -1,48 +1,141 @@
--- Counters for Prometheus, and one line of JSON on stdout for each request. Neither holds a
--- prompt, an answer or a key.
+-- Figures for Prometheus, and one line of JSON on stdout for each request. Neither holds a prompt, an
+-- answer or a key. Labels have few values: clients are those of api_keys, a model is the served one
+-- or "other".
 
-local cjson = require "cjson"
+local cjson = require "cjson.safe"
 local ffi = require "ffi"
+local cache = require "gateway.cache"
+local health = require "gateway.health"
+local queue = require "gateway.queue"
+local upstreams = require "gateway.upstreams"
 
 ffi.cdef "long write(int descriptor, const void *bytes, size_t count);"
 
 local counters = ngx.shared.gateway_metrics
 
 local metrics = {}
+local models = {} -- by their names in JSON
 
-local BUCKETS = {0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
+-- Bounds of buckets in seconds: of whole answers and of the way to their first words; of one token.
+local LONG = {0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
+local SHORT = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1}
 
-local HELP = {
-    {"gateway_requests_total", "counter", "Requests by route, status and cache result."},
-    {"gateway_engine_seconds", "histogram", "Seconds the engine took, to the last byte."},
+-- What is counted as requests end.
+local COUNTERS = {
+    {"gateway_requests_total", "Requests by client, model, route, status and cache result."},
+    {"gateway_tokens_total", "Tokens by client and kind, as the engine counted them. Those of"
+        .. " reasoning are among those of completions, where the engine tells them."},
+    {"gateway_metrics_lost_total", "Figures that found no room in the gateway's memory."},
+}
+local HISTOGRAMS = {
+    {"gateway_engine_seconds", LONG, "Seconds from the question to the last byte of the engine."},
+    {"gateway_time_to_first_token_seconds", LONG, "Seconds from the question to the first text of a"
+        .. " stream, thought or answer."},
+    {"gateway_time_to_answer_token_seconds", LONG, "Seconds from the question to the first text of a"
+        .. " stream that is no thought."},
+    {"gateway_time_per_output_token_seconds", SHORT, "Seconds between two tokens of a stream, after"
+        .. " the first."},
+}
+-- What is read when somebody asks: a function that returns {labels or "", value} for each line.
+local GAUGES = {
+    {"gateway_requests_running", "Requests at the engines.", function()
+        return {{"", queue.running()}}
+    end},
+    {"gateway_requests_waiting", "Requests in line before the engines.", function()
+        return {{"", queue.depth()}}
+    end},
+    {"gateway_upstream_up", "Whether an engine, or the cloud, can answer.", function()
+        health.refresh()
+        local lines = {}
+        for i, one in ipairs(upstreams.state()) do
+            lines[i] = {('{upstream="%s"}'):format(one.name), one.up}
+        end
+        return lines
+    end},
+    {"gateway_redis_up", "Whether the cache can be used.", function()
+        return {{"", cache.state() == "up" and 1 or 0}}
+    end},
+    {"gateway_connections", "Connections of clients.", function()
+        return {{"", ngx.var.connections_active}}
+    end},
 }
 
-local function add(name, value)
-    counters:incr(name, value, 0)
+-- names: of the models that are served.
+function metrics.init(names)
+    for _, name in ipairs(names) do
+        models[cjson.encode(name):gsub("\\/", "/")] = name
+    end
 end
 
-function metrics.observe_engine(seconds)
-    for _, bound in ipairs(BUCKETS) do
-        if seconds <= bound then
-            add(('gateway_engine_seconds_bucket{le="%s"}'):format(bound), 1)
+-- A figure that is there is never given up for a new one.
+local function add(name, value)
+    local _, err = counters:incr(name, value)
+    if err == "not found" then
+        local ok
+        ok, err = counters:safe_add(name, value)
+        if ok then
+            return
+        elseif err == "exists" then -- another worker was faster
+            _, err = counters:incr(name, value)
         end
     end
-    add('gateway_engine_seconds_bucket{le="+Inf"}', 1)
-    add("gateway_engine_seconds_sum", seconds)
-    add("gateway_engine_seconds_count", 1)
+    if err then
+        counters:incr("gateway_metrics_lost_total", 1, 0)
+    end
+end
+
+local function observe(name, bounds, seconds)
+    local bucket = "+Inf"
+    for _, bound in ipairs(bounds) do
+        if seconds <= bound then
+            bucket = bound
+            break
+        end
+    end
+    add(name .. " " .. bucket, 1)
+    add(name .. " sum", seconds)
+end
+
+local function title(lines, name, kind, help)
+    lines[#lines + 1] = ("# HELP %s %s"):format(name, help)
+    lines[#lines + 1] = ("# TYPE %s %s"):format(name, kind)
+end
+
+local function line(lines, name, value)
+    lines[#lines + 1] = name .. " " .. tostring(value)
+end
+
+local function histogram(lines, name, bounds)
+    local count = 0
+    for i = 1, #bounds + 1 do
+        local bound = bounds[i] or "+Inf"
+        count = count + (counters:get(name .. " " .. bound) or 0)
+        line(lines, ('%s_bucket{le="%s"}'):format(name, bound), count)
+    end
+    line(lines, name .. "_sum", counters:get(name .. " sum") or 0)
+    line(lines, name .. "_count", count)
 end
 
 function metrics.text()
     local lines = {}
     local names = counters:get_keys(0)
     table.sort(names)
-    for _, help in ipairs(HELP) do
-        lines[#lines + 1] = ("# HELP %s %s"):format(help[1], help[3])
-        lines[#lines + 1] = ("# TYPE %s %s"):format(help[1], help[2])
+    for _, counter in ipairs(COUNTERS) do
+        title(lines, counter[1], "counter", counter[2])
         for _, name in ipairs(names) do
-            if name:sub(1, #help[1]) == help[1] then
-                lines[#lines + 1] = name .. " " .. tostring(counters:get(name))
+            if name:match("^[^{]*") == counter[1] then
+                line(lines, name, counters:get(name))
             end
+        end
+    end
+    for _, known in ipairs(HISTOGRAMS) do
+        title(lines, known[1], "histogram", known[3])
+        histogram(lines, known[1], known[2])
+    end
+    for _, gauge in ipairs(GAUGES) do
+        title(lines, gauge[1], "gauge", gauge[2])
+        for _, read in ipairs(gauge[3]()) do
+            line(lines, gauge[1] .. read[1], read[2])
         end
     end
     return table.concat(lines, "\n") .. "\n"
@@ -61,30 +154,73 @@ function metrics.host_only()
     return ngx.exit(403)
 end
 
+local function number(value)
+    return type(value) == "number" and value > 0 and value < 1e9 and value or nil
+end
+
+-- {kind = tokens}, as far as the engine told them.
+local function tokens_of(usage)
+    local details = usage and usage.completion_tokens_details
+    return usage and {
+        prompt = number(usage.prompt_tokens),
+        completion = number(usage.completion_tokens),
+        reasoning = type(details) == "table" and number(details.reasoning_tokens) or nil,
+    } or {}
+end
+
+-- What the engine took for an answer; times as relay noted them.
+local function observe_engine(ctx, tokens)
+    observe("gateway_engine_seconds", LONG, (ctx.answered or ngx.now()) - ctx.asked)
+    if ctx.first then
+        observe("gateway_time_to_first_token_seconds", LONG, ctx.first - ctx.asked)
+        local count = tokens.completion or 0
+        if ctx.answered and count > 1 then
+            observe("gateway_time_per_output_token_seconds", SHORT,
+                (ctx.answered - ctx.first) / (count - 1))
+        end
+    end
+    if ctx.said then
+        observe("gateway_time_to_answer_token_seconds", LONG, ctx.said - ctx.asked)
+    end
+end
+
+local function milliseconds(seconds)
+    return seconds and math.floor(seconds * 1000 + 0.5) / 1000
+end
+
 -- Runs once at the end of every request, also of those that nginx itself refused.
 function metrics.log()
     local var, ctx = ngx.var, ngx.ctx
-    local route, cached = ctx.route or "other", ctx.cache or "-"
-    add(('gateway_requests_total{route="%s",status="%s",cache="%s"}'):format(
-        route, var.status, cached), 1)
-    if ctx.asked then
-        metrics.observe_engine((ctx.answered or ngx.now()) - ctx.asked)
+    local cached = ctx.cache or "-"
+    local model = ctx.model and (models[ctx.model] or "other") or "-"
+    add(('gateway_requests_total{client="%s",model="%s",route="%s",status="%s",cache="%s"}'):format(
+        ctx.client or "-", model, ctx.route or "other", var.status, cached), 1)
+    local tokens = tokens_of(ctx.usage)
+    for kind, count in pairs(tokens) do
+        add(('gateway_tokens_total{client="%s",kind="%s"}'):format(ctx.client, kind), count)
     end
-    local line = cjson.encode({
+    if ctx.asked then
+        observe_engine(ctx, tokens)
+    end
+    local entry = cjson.encode({
         time = var.time_iso8601,
         id = var.request_id,
         address = var.remote_addr,
         client = ctx.client,
         method = var.request_method,
         path = (var.uri or ""):sub(1, 200):gsub("[\128-\255]", "?"),
+        model = model,
         status = tonumber(var.status),
         bytes = tonumber(var.bytes_sent),
         seconds = tonumber(var.request_time),
+        first_token_seconds = ctx.first and milliseconds(ctx.first - ctx.asked),
+        prompt_tokens = tokens.prompt,
+        completion_tokens = tokens.completion,
         cache = cached,
         upstream = ctx.upstream,
         error = ctx.failure,
     }) .. "\n"
-    ffi.C.write(1, line, #line)
+    ffi.C.write(1, entry, #entry)
 end
 
 return metrics

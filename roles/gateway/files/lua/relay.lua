@@ -69,6 +69,7 @@ local function pass(response, shape, end_with, keep)
                 keep(nil)
             end
             relay.landed()
+            ngx.ctx.answered = not err and ngx.now() or nil
             if rest ~= "" then
                 ngx.print(rest)
             end
