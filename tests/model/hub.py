@@ -19,18 +19,37 @@ class Hub:
         self.files = files
         self.bodies = {}  # path -> bytes sent in place of the right ones
         self.cut_after = []  # each answer takes one: bytes after which it breaks off
+        self.spoil = []  # each answer takes one: a function of the body that gives what is sent
+        self.drip_after = []  # each answer takes one: bytes after which it only drips, or None
+        self.hooks = []  # (bytes, function): called once, when so many bytes of bodies were sent
         self.dead_after = None  # bytes of bodies after which every connection is dropped
         self.rate = None  # bytes per second
         self.token = None  # what a client must show
         self.refuse = []  # HTTP statuses, one for each coming body
-        self.requests, self.sent = [], 0
+        self.retry_after = None  # seconds that a refusal asks to wait
+        self.requests, self.sent, self.spoilt = [], 0, 0
+        self.lock, self.stopped = threading.Lock(), threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Routes,), {"hub": self}))
         self.server.daemon_threads = True
         self.server.handle_error = lambda *_: None  # clients that are killed hang up
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def behave(self):
+        """Serve rightly from now on."""
+        self.cut_after, self.spoil, self.drip_after, self.hooks = [], [], [], []
+        self.bodies, self.refuse, self.dead_after, self.retry_after = {}, [], None, None
+
+    def count(self, size: int):
+        with self.lock:
+            self.sent += size
+            due = [hook for hook in self.hooks if hook[0] <= self.sent]
+            self.hooks = [hook for hook in self.hooks if hook not in due]
+        for _bytes, call in due:
+            call()
+
     def stop(self):
+        self.stopped.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -102,6 +121,8 @@ class Routes(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if status in (429, 503) and self.hub.retry_after is not None:
+            self.send_header("Retry-After", str(self.hub.retry_after))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
@@ -114,6 +135,11 @@ class Routes(BaseHTTPRequestHandler):
         body = self.hub.bodies.get(name, self.hub.files[name])
         asked = self.headers.get("Range", "")
         start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        if self.command == "GET" and self.hub.spoil:
+            body = self.hub.spoil.pop(0)(body)
+            self.hub.spoilt += max(len(body), len(self.hub.files[name]))
+        if start and start >= len(body):
+            return self.json(416, {"error": "no such range"})
         self.send_response(206 if asked else 200)
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
@@ -128,13 +154,16 @@ class Routes(BaseHTTPRequestHandler):
     def send_slowly(self, body):
         limit = self.hub.cut_after.pop(0) if self.hub.cut_after else len(body)
         step = 1 << 16
+        drip = self.hub.drip_after.pop(0) if self.hub.drip_after else None
+        if drip is not None:
+            limit = min(limit, drip)
         for at in range(0, min(limit, len(body)), step):
             piece = body[at : min(at + step, limit)]
             try:
                 self.wfile.write(piece)
             except OSError:
                 break
-            self.hub.sent += len(piece)
+            self.hub.count(len(piece))
             if self.hub.rate:
                 time.sleep(len(piece) / self.hub.rate)
             if self.hub.dead:
@@ -142,4 +171,16 @@ class Routes(BaseHTTPRequestHandler):
         else:
             if limit >= len(body):
                 return
+            if drip is not None:
+                self.drip(body[limit:])
         self.close_connection = True
+
+    def drip(self, rest):
+        for at in range(len(rest)):
+            try:
+                self.wfile.write(rest[at : at + 1])
+            except OSError:
+                return
+            self.hub.count(1)
+            if self.hub.stopped.wait(0.2):
+                return

@@ -8,7 +8,6 @@ import errno
 import fcntl
 import fnmatch
 import hashlib
-import http.client
 import json
 import os
 import shutil
@@ -74,12 +73,16 @@ options:
     description: Do not start anything that takes long; answer C(deferred=true) instead.
     type: bool
     default: false
+  stall_seconds:
+    description: A source that brings less than 64 KiB in so many seconds is asked anew.
+    type: int
+    default: 60
   huggingface_endpoint:
     description: Base URL of the Hugging Face hub or a mirror.
     type: str
     default: https://huggingface.co
   huggingface_token:
-    description: Token for gated models. Handed to the client by its environment alone.
+    description: Token for gated models. Handed to the client through a pipe.
     type: str
     default: ""
   modelscope_endpoint:
@@ -150,35 +153,54 @@ progress:
 """
 
 CHUNK = 1 << 20
+# Less than this in stall_seconds is no delivery.
+TRICKLE = 1 << 16
+TRIES = 3  # in a row without a new byte
 # Local files below this are copied at once, without the detour of a background job.
 SMALL = 256 << 20
 WORKERS = 4
 HUBS = ("huggingface", "modelscope")
+LOCAL = ("bundled", "file")
+SETTINGS = {
+    "huggingface": "huggingface_endpoint",
+    "modelscope": "modelscope_endpoint",
+    "ollama": "ollama_registry",
+}
 FICLONE = 0x40049409
 
-# Both programs run in their client's own environment. They read a request from stdin, answer
-# with one JSON line, and keep unfinished data in PATH.incomplete, from which they resume.
+# These programs run in their client's own environment. They read a request from stdin, answer
+# with one JSON line, and keep unfinished data in PATH.incomplete, from which they resume. A
+# killed client loses what is not yet a chunk.
 CLIENT_FRAME = r"""
 import json, os, sys
 from concurrent.futures import ThreadPoolExecutor
 
+CHUNK = 1 << 16
 ask = json.load(sys.stdin)
 
 def answer(**value):
     print(json.dumps(value), flush=True)
 
+def trouble(error, path):
+    response = getattr(error, "response", error)
+    status = getattr(response, "status_code", None) or getattr(response, "code", None)
+    after = str((getattr(response, "headers", None) or {}).get("Retry-After") or "")
+    text = "%s: %s" % (type(error).__name__, error)
+    return dict(error=text, path=path, status=status, errno=getattr(error, "errno", None),
+                retry_after=int(after) if after.isdigit() else None)
+
 def main():
+    path = None
     try:
         if sys.argv[1] == "list":
             return answer(files=list_files())
         with ThreadPoolExecutor(ask["workers"]) as pool:
-            for job in [pool.submit(fetch, file) for file in ask["files"]]:
+            jobs = [(file["path"], pool.submit(fetch, file)) for file in ask["files"]]
+            for path, job in jobs:
                 job.result()
         answer(done=True)
     except Exception as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        answer(error="%s: %s" % (type(error).__name__, error), status=status,
-               errno=getattr(error, "errno", None))
+        answer(**trouble(error, path))
 """
 
 CLIENTS = {
@@ -188,10 +210,12 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
-constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # a cut connection loses what is not yet a chunk
+constants.DOWNLOAD_CHUNK_SIZE = CHUNK
+token = ask["token"] or False
 
 def list_files():
-    tree = HfApi().list_repo_tree(ask["repository"], recursive=True, revision=ask["revision"])
+    api = HfApi(token=token)
+    tree = api.list_repo_tree(ask["repository"], recursive=True, revision=ask["revision"])
     return [
         {"path": item.path, "bytes": item.size, "git": item.blob_id,
          "sha256": item.lfs.sha256 if item.lfs else None}
@@ -206,7 +230,7 @@ def fetch(file):
     with open(target + ".incomplete", "ab") as stream:
         if stream.tell() > file["bytes"]:
             stream.truncate(0)
-        http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(),
+        http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(token=token),
                  expected_size=file["bytes"])
     os.replace(target + ".incomplete", target)
 
@@ -214,7 +238,9 @@ main()
 """,
     "modelscope": CLIENT_FRAME
     + r"""
-from modelscope_hub import HubApi
+from modelscope_hub import HubApi, _download
+
+_download.DOWNLOAD_CHUNK_SIZE = CHUNK
 
 def list_files():
     files = HubApi().list_repo_files(
@@ -226,6 +252,45 @@ def fetch(file):
     HubApi().download_file(
         ask["repository"], repo_type="model", file_path=file["path"], revision=ask["revision"],
         local_dir=file["folder"], file_size=file["bytes"])
+
+main()
+""",
+    "http": CLIENT_FRAME
+    + r"""
+import urllib.error, urllib.request
+
+def resumes_at(response, have):
+    return response.headers.get("Content-Range", "").startswith("bytes %d-" % have)
+
+def fetch(file):
+    target = os.path.join(file["folder"], file["path"])
+    part = target + ".incomplete"
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    if have > file["bytes"]:
+        os.unlink(part)
+        have = 0
+    if have < file["bytes"] or not have:
+        headers = {"Range": "bytes=%d-" % have} if have else {}
+        request = urllib.request.Request(file["url"], headers=headers)
+        try:
+            receive(request, file, part, have)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:
+                os.unlink(part)
+            raise
+    os.replace(part, target)
+
+def receive(request, file, part, have):
+    with urllib.request.urlopen(request, timeout=30) as response:
+        with open(part, "ab" if have and resumes_at(response, have) else "wb") as stream:
+            while stream.tell() <= file["bytes"]:
+                block = response.read(CHUNK)
+                if not block:
+                    break
+                stream.write(block)
+            size = stream.tell()
+    if size < file["bytes"]:
+        raise EOFError("the connection was cut after %d of %d bytes" % (size, file["bytes"]))
 
 main()
 """,
@@ -309,6 +374,19 @@ class Progress:
             new.replace(self.path)
         except OSError:
             return  # a full disk shows where it matters
+
+
+class Stalled:
+    """Whether a count of bytes has stood still, or nearly so, for too long."""
+
+    def __init__(self, seconds):
+        self.seconds, self.count, self.since = seconds, None, 0
+
+    def __call__(self, count):
+        now = time.monotonic()
+        if self.count is None or count >= self.count + TRICKLE:
+            self.count, self.since = count, now
+        return now - self.since > self.seconds
 
 
 class Fetch:
@@ -442,7 +520,7 @@ class Fetch:
     def carried_first(self):
         """Paths that only the controller has."""
         source = self.sources[0]
-        if source["source"] not in ("bundled", "file"):
+        if source["source"] not in LOCAL:
             return []
         paths = [self.local_path(source, file["path"]) for file in self.wanted(source)]
         if source["source"] == "file" and not paths:
@@ -451,7 +529,7 @@ class Fetch:
 
     def takes_long(self):
         source = self.sources[0]
-        if source["source"] not in ("bundled", "file"):
+        if source["source"] not in LOCAL:
             return True
         try:
             return sum(file["bytes"] for file in self.listed_locally(source)) > SMALL
@@ -503,7 +581,7 @@ class Fetch:
     def from_source(self, source):
         kind = source["source"]
         self.progress.tell(force=True, phase="starting", source=kind)
-        if kind in ("bundled", "file"):
+        if kind in LOCAL:
             files = self.listed_locally(source)
         elif kind in HUBS:
             files = self.listed_by_hub(source)
@@ -540,6 +618,8 @@ class Fetch:
             return found["sha256"] == file["expected"]
         if file.get("origin"):
             return found.get("origin") == file["origin"]
+        if file.get("git"):
+            return not self.wrong_git_hash(file, self.whole / file["path"])
         return found.get("of") == label(source)
 
     def settle_pin(self, source, file):
@@ -643,7 +723,8 @@ class Fetch:
 
     def placed(self, source, files):
         for file in files:
-            file["folder"] = self.raw_folder(source, dict(file, expected=file.get("pin")))
+            known = file.get("pin") or file.get("sha256")
+            file["folder"] = self.raw_folder(source, dict(file, expected=known))
         return files
 
     def listed_by_hub(self, source):
@@ -765,15 +846,18 @@ class Fetch:
                 )
             )
 
-    def child(self, command, given, environment, tick):
-        """Run a program that ends when we end; its exit code and output."""
+    def child(self, command, given, environment, tick, fetched=None):
+        """Run a program that ends when we end; its exit code and output.
+
+        One that fetches nothing for too long is ended: its exit code is None.
+        """
         libc = ctypes.CDLL(None)
-        log = self.partial / "child.log"
-        with log.open("w+", encoding="utf-8", errors="replace") as output:
+        # In memory: what the program says has to be read on a full disk, too.
+        with os.fdopen(os.memfd_create("output"), "w+", encoding="utf-8", errors="replace") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=output,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.partial,
                 env=environment,
@@ -782,18 +866,25 @@ class Fetch:
             )
             process.stdin.write(json.dumps(given).encode())
             process.stdin.close()
+            stalled = Stalled(self.args["stall_seconds"])
             while True:
                 try:
                     code = process.wait(0.25)
                     break
                 except subprocess.TimeoutExpired:
                     tick()
-            output.seek(0)
-            return code, output.read()
+                if fetched and stalled(fetched()):
+                    process.kill()
+                    process.wait()
+                    code = None
+                    break
+            log.seek(0)
+            return code, log.read()
 
     def ask_client(self, source, action, files=(), tell=None):
         kind = source["source"]
-        python = self.client_python(kind)
+        program = kind if kind in HUBS else "http"
+        python = self.client_python(kind) if kind in HUBS else sys.executable
         scratch = str(self.partial / "client")
         environment = dict(
             os.environ,
@@ -804,101 +895,72 @@ class Fetch:
             MODELSCOPE_ENDPOINT=self.args["modelscope_endpoint"].rstrip("/"),
             MODELSCOPE_CACHE=scratch,
             MODELSCOPE_HOME=scratch,
+            MODELSCOPE_DOWNLOAD_MAX_RETRIES="1",  # by_client tries again
         )
         token = self.args["huggingface_token"]
-        if token:
-            environment["HF_TOKEN"] = token
-        wanted = ("path", "bytes", "folder")
+        wanted = ("path", "folder", "url")
         request = {
             "repository": source["repository"],
             "revision": source.get("revision") or {"huggingface": "main"}.get(kind, "master"),
             "workers": WORKERS,
+            "token": token if kind == "huggingface" else "",
             "files": [
-                {key: str(file[key]) if key == "folder" else file[key] for key in wanted}
+                dict({key: str(file[key]) for key in wanted if key in file}, bytes=file["bytes"])
                 for file in files
             ],
         }
-        command = [python, "-I", "-c", CLIENTS[kind], action]
-        _code, output = self.child(command, request, environment, tell or self.progress.tell)
+        command = [python, "-I", "-c", CLIENTS[program], action]
+        code, output = self.child(
+            command,
+            request,
+            environment,
+            tell or self.progress.tell,
+            lambda: sum(self.size_of_raw(file) for file in files),
+        )
         if token:
             output = output.replace(token, "***")
         try:
             answer = json.loads(output.strip().splitlines()[-1])
         except (ValueError, IndexError):
-            answer = {"error": output.strip()[-600:] or "the client was killed", "status": None}
+            answer = {"error": output.strip()[-600:] or "the client was killed"}
+        if code is None:
+            answer = {"error": "it brought nothing for {stall_seconds} s".format(**self.args)}
         if "error" in answer:
             self.no_room(answer.get("errno"))
             status = answer.get("status")
-            answer["final"] = bool(status and 400 <= status < 500 and status not in (408, 429))
-            if action == "list" or answer["final"]:
-                raise SourceFailed(self.advice(kind, answer))
+            final = bool(status and 400 <= status < 500 and status not in (408, 416, 429))
+            if action == "list" or final:
+                raise SourceFailed(self.advice(source, answer))
         return answer
 
-    def advice(self, kind, answer):
-        fix = "Check the network and {}_endpoint ({}).".format(kind, self.args[kind + "_endpoint"])
+    def advice(self, source, answer):
+        setting = SETTINGS.get(source["source"], "the entry's repository")
+        fix = "Check the network and {} ({}).".format(
+            setting, self.args.get(setting) or source["repository"]
+        )
         if answer.get("status") in (401, 403):
             fix = "If the model is gated, set model_huggingface_token to a token that may read it."
         elif answer.get("status") == 404:
             fix = "Check repository and revision."
-        return "{} {}".format(answer["error"].strip().splitlines()[0][:600], fix)
+        path = answer.get("path")
+        error = answer["error"].strip().splitlines()[0][:600]
+        return "{}{} {}".format(path + ": " if path else "", error, fix)
 
     def by_client(self, source, files, tell):
         failures = 0
-        while files:
+        while True:
+            files = [file for file in files if not self.raw_path(file).exists()]
+            if not files:
+                return
             before = sum(self.size_of_raw(file) for file in files)
             answer = self.ask_client(source, "fetch", files, tell)
             if "error" not in answer:
                 return
             failures = 0 if sum(self.size_of_raw(file) for file in files) > before else failures + 1
-            if failures == 2:
-                raise SourceFailed(self.advice(source["source"], answer))
-            time.sleep(1 + failures)
-
-    def by_http(self, file, tell):
-        part = self.part_path(file)
-        failures = 0
-        while True:
-            have = part.stat().st_size if part.exists() else 0
-            if have == file["bytes"]:
-                break
-            if have > file["bytes"]:
-                part.unlink()
-                continue
-            try:
-                self.by_one_request(file, part, have, tell)
-                trouble = "the connection was cut"
-            except urllib.error.HTTPError as error:
-                error.close()
-                trouble = "HTTP {} for {}".format(error.code, file["url"])
-                if error.code == 416:
-                    part.unlink()
-                elif error.code < 500 and error.code not in (408, 429):
-                    raise SourceFailed(trouble + ". Check repository and sha256.") from error
-            except (OSError, http.client.HTTPException) as error:
-                self.no_room(getattr(error, "errno", None))
-                trouble = str(error)
-            grown = part.exists() and part.stat().st_size > have
-            failures = 0 if grown else failures + 1
-            if failures == 4:
-                raise SourceFailed("{}: {}. Check the network.".format(file["url"], trouble))
-            if failures:
-                time.sleep(2 ** (failures - 1))
-        part.replace(self.raw_path(file))
-
-    @staticmethod
-    def by_one_request(file, part, have, tell):
-        request = urllib.request.Request(file["url"])
-        if have:
-            request.add_header("Range", f"bytes={have}-")
-        with urllib.request.urlopen(request, timeout=30) as response:
-            resumed = response.status == 206
-            with part.open("ab" if resumed else "wb") as stream:
-                while stream.tell() <= file["bytes"]:
-                    block = response.read(CHUNK)
-                    if not block:
-                        break
-                    stream.write(block)
-                    tell()
+            if failures == TRIES:
+                raise SourceFailed(self.advice(source, answer))
+            # A source that asks for a longer pause is a busy one.
+            time.sleep(min(answer.get("retry_after") or 1 + failures, self.args["stall_seconds"]))
 
     # Bring and accept
 
@@ -916,14 +978,11 @@ class Fetch:
         for file in todo:
             self.raw_path(file).parent.mkdir(parents=True, exist_ok=True)
         try:
-            if source["source"] in HUBS:
-                self.by_client(source, todo, tell)
-            else:
+            if source["source"] in LOCAL:
                 for file in todo:
-                    if source["source"] == "ollama":
-                        self.by_http(file, tell)
-                    else:
-                        self.by_copy(file, tell)
+                    self.by_copy(file, tell)
+            else:
+                self.by_client(source, todo, tell)
         except OSError as error:
             self.no_room(error.errno)
             raise SourceFailed(str(error)) from error
@@ -1128,6 +1187,7 @@ def main():
             "shipped": {"type": "path"},
             "staged": {"type": "dict", "default": {}},
             "defer": {"type": "bool", "default": False},
+            "stall_seconds": {"type": "int", "default": 60},
             "huggingface_endpoint": {"type": "str", "default": "https://huggingface.co"},
             "huggingface_token": {"type": "str", "default": "", "no_log": True},
             "modelscope_endpoint": {"type": "str", "default": "https://www.modelscope.cn"},
