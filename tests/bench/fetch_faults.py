@@ -7,12 +7,10 @@ Each run draws its sources, files and faults from its seed; the clients are the 
 are stand-ins on loopback. After every run: nothing but a whole, right model stands under the final
 name, and the module succeeded or named source, file or address, and fix. Then the hubs behave: one
 more run must heal, a second change nothing. Bytes are counted at the hubs over all of it, at most
-1.05 x the model. Not counted: answers with wrong bytes, which have to be fetched again, and 256 KiB
+1.05 x the model. Not counted: answers with wrong bytes, which have to be fetched again, and 2 MiB
 for each time a client was killed or its disk was full, which is what was still in the air.
 Prints a table and ends with 1 when any run broke a rule.
 """
-
-from __future__ import annotations
 
 import argparse
 import collections
@@ -33,7 +31,7 @@ from hub import Hub  # noqa: E402 - it lies in another folder
 
 MODULE = REPO / "roles/model/library/model_files.py"
 RATE = 20_000_000  # bytes per second: what is sent and not yet read stays small
-IN_THE_AIR = 256 << 10
+IN_THE_AIR = 2 << 20
 DISK = 40 << 20
 HUB_FILES = {"config.json": 900, "a-1-of-2.safetensors": 3_000_000, "a-2-of-2.safetensors": 5e6}
 GGUF = {"m.gguf": 8_000_000}
@@ -258,7 +256,7 @@ def silent(case: Case, answer: dict, out: str) -> list[str]:
     if not answer.get("failed"):
         return []
     text = answer.get("msg", "")
-    if case.ballast and "is full" in text and "Free some space" in text:
+    if case.ballast and "The disk of" in text and "Free some space" in text:
         return []
     named = any(f"{kind} " in text for kind in case.sources)
     where = any(name in text for name in (*case.files, *case.endpoints.values()))

@@ -231,7 +231,7 @@ def fetch(file):
         if stream.tell() > file["bytes"]:
             stream.truncate(0)
         http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(token=token),
-                 expected_size=file["bytes"])
+                 expected_size=file["bytes"], _nb_retries=1)  # by_client tries again
     os.replace(target + ".incomplete", target)
 
 main()
