@@ -49,7 +49,7 @@ class Case:
 
     seed: int
     folder: Path
-    random: random.Random = field(init=False)
+    dice: random.Random = field(init=False)
     hubs: dict[str, Hub] = field(default_factory=dict)
     endpoints: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen] = field(default_factory=list)
@@ -59,12 +59,12 @@ class Case:
     ballast: Path | None = None
 
     def __post_init__(self):
-        self.random = random.Random(self.seed)
-        sizes = self.random.choice([HUB_FILES, GGUF])
-        self.files = {name: self.random.randbytes(int(size)) for name, size in sizes.items()}
+        self.dice = random.Random(self.seed)
+        sizes = self.dice.choice([HUB_FILES, GGUF])
+        self.files = {name: self.dice.randbytes(int(size)) for name, size in sizes.items()}
         kinds = [kind for kind in ENDPOINTS if sizes is GGUF or kind != "ollama"]
-        self.sources = self.random.sample(kinds, 2)
-        self.pinned = self.random.random() < 0.5
+        self.sources = self.dice.sample(kinds, 2)
+        self.pinned = self.dice.random() < 0.5
         self.total = sum(map(len, self.files.values()))
         for kind in self.sources:
             self.hubs[kind] = Hub(self.files)
@@ -73,7 +73,7 @@ class Case:
         self.first = self.hubs[self.sources[0]]
 
     def somewhere(self) -> int:
-        return self.random.randrange(1, self.total)
+        return self.dice.randrange(1, self.total)
 
     def download(self) -> dict:
         first, *others = [self.source(kind) for kind in self.sources]
@@ -153,28 +153,28 @@ class Case:
 
 
 def cut(case: Case):
-    case.first.cut_after = [case.somewhere() // 2 for _ in range(case.random.randint(1, 4))]
+    case.first.cut_after = [case.somewhere() // 2 for _ in range(case.dice.randint(1, 4))]
 
 
 def wrong_bytes(case: Case):
     def flip(body):
-        at = case.random.randrange(len(body))
+        at = case.dice.randrange(len(body))
         return body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
 
-    case.first.spoil = [flip] * case.random.randint(1, 4)
+    case.first.spoil = [flip] * case.dice.randint(1, 4)
 
 
 def wrong_length(case: Case):
-    surplus = case.random.choice([-1, 1]) * case.random.randint(1, 500)
+    surplus = case.dice.choice([-1, 1]) * case.dice.randint(1, 500)
     case.first.spoil = [
         lambda body: body[:surplus] if surplus < 0 else body + bytes(surplus)
-    ] * case.random.randint(1, 4)
+    ] * case.dice.randint(1, 4)
 
 
 def busy(case: Case):
     statuses = [429, 500, 502, 503, 504]
-    case.first.refuse = case.random.choices(statuses, k=case.random.randint(1, 6))
-    case.first.retry_after = case.random.choice([None, 0, 1, 3600])
+    case.first.refuse = case.dice.choices(statuses, k=case.dice.randint(1, 6))
+    case.first.retry_after = case.dice.choice([None, 0, 1, 3600])
 
 
 def dead(case: Case):
@@ -187,7 +187,7 @@ def no_such_host(case: Case):
 
 def drip(case: Case):
     case.first.drip_after = [
-        case.somewhere() // 2 if case.random.random() < 0.5 else None for _ in range(4)
+        case.somewhere() // 2 if case.dice.random() < 0.5 else None for _ in range(4)
     ]
 
 
@@ -284,7 +284,7 @@ class Outcome:
 def run_case(seed: int, root: Path) -> Outcome:
     folder = Path(tempfile.mkdtemp(dir=root))
     case = Case(seed, folder)
-    faults = case.random.sample(FAULTS, case.random.choice([1, 1, 2]))
+    faults = case.dice.sample(FAULTS, case.dice.choice([1, 1, 2]))
     began = time.monotonic()
     with Disk(folder, disk_full in faults) as small:
         faults = [fault for fault in faults if fault is not disk_full or small]
