@@ -1,7 +1,7 @@
 """A stand-in for the hubs, which no test machine can reach: their HTTP routes on loopback.
 
 The clients that talk to it are the real ones. It serves the routes of Hugging Face, ModelScope
-and Ollama's library for the files it is given, and misbehaves as told.
+and Ollama's library, and a plain web folder, for the files it is given, and misbehaves as told.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ class Hub:
         self.drip_after = []  # each answer takes one: bytes after which it only drips, or None
         self.hooks = []  # (bytes, function): called once, when so many bytes of bodies were sent
         self.dead_after = None  # bytes of bodies after which every connection is dropped
+        self.sums = None  # what the web folder's SHA256SUMS says
         self.rate = None  # bytes per second
         self.token = None  # what a client must show
         self.refuse = []  # HTTP statuses, one for each coming body
@@ -77,6 +78,8 @@ class Routes(BaseHTTPRequestHandler):
             return None
         if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             return self.json(401, {"error": "gated"}) if path != "/" else self.json(200, {})
+        if path.startswith("/folder/"):
+            return self.plain(path.removeprefix("/folder/"))
         if path.startswith("/api/models/o/n/tree/"):
             return self.json(200, [self.hugging_face_entry(name) for name in self.hub.files])
         if path.startswith("/o/n/resolve/"):
@@ -92,6 +95,12 @@ class Routes(BaseHTTPRequestHandler):
             digests = {hashlib.sha256(body).hexdigest(): n for n, body in self.hub.files.items()}
             return self.file(digests.get(path.rsplit(":", 1)[1]))
         return self.json(200 if path == "/" else 404, {})
+
+    def plain(self, name):
+        """A folder of a web server, which knows nothing of models."""
+        if name == "SHA256SUMS" and self.hub.sums is not None:
+            self.hub.files[name] = self.hub.sums
+        return self.file(name)
 
     def hugging_face_entry(self, name):
         body = self.hub.files[name]

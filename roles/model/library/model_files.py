@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -50,11 +51,12 @@ options:
     required: true
   download:
     description: >
-      What to fetch: C(source) (bundled, file, huggingface, modelscope, ollama), C(repository),
-      C(revision), C(files) (list of C(path), C(bytes), C(sha256); a path may be a pattern where
-      the source has a list; no files means all) and C(alternatives), a list of the same, tried
+      What to fetch: C(source) (bundled, file, http, huggingface, modelscope, ollama),
+      C(repository), C(revision), C(files) (list of C(path), C(bytes), C(sha256); a path may be a
+      pattern where the source has a list; no files means all) and C(alternatives), a list of the same, tried
       when the first does not deliver. Of a C(file) source the repository is the absolute path
-      of the file or folder.
+      of the file or folder; of C(http) it is the URL of the folder, whose C(SHA256SUMS), if there
+      is one, lists the files that carry no C(sha256) here.
     type: dict
     required: true
   verify:
@@ -587,9 +589,12 @@ class Fetch:
             files = self.listed_by_hub(source)
         elif kind == "ollama":
             files = self.listed_by_ollama(source)
+        elif kind == "http":
+            files = self.listed_by_http(source)
         else:
             raise Fatal(
-                f"Unknown source '{kind}'. Known: bundled, file, huggingface, modelscope, ollama."
+                f"Unknown source '{kind}'. Known: bundled, file, http, huggingface, modelscope, "
+                "ollama."
             )
         for file in files:
             self.settle_pin(source, file)
@@ -791,6 +796,59 @@ class Fetch:
             return next(x for x in layers if x["mediaType"].endswith("ollama.image.model"))
         except (OSError, ValueError, KeyError, StopIteration) as error:
             raise SourceFailed(f"{url} holds no model: {error}.") from error
+
+    def listed_by_http(self, source):
+        base = source["repository"].rstrip("/")
+        wanted = self.wanted(source)
+        if all(file.get("sha256") and not is_pattern(file["path"]) for file in wanted) and wanted:
+            sums = {}
+        else:
+            sums = self.http_sums(base)
+        listed = []
+        for file in wanted or [{"path": path} for path in sorted(sums)]:
+            paths = [file["path"]]
+            if is_pattern(file["path"]):
+                paths = sorted(fnmatch.filter(sums, file["path"]))
+            for path in paths:
+                url = f"{base}/{urllib.parse.quote(path)}"
+                size = self.http_size(url)
+                self.same_size(file, size)
+                found = {"path": checked_path(path), "bytes": size, "url": url}
+                listed.append(dict(found, sha256=sums.get(path), pin=file.get("sha256")))
+            if not paths:
+                raise SourceFailed(f"{base}/SHA256SUMS lists no file {file['path']}.")
+        if not listed:
+            raise SourceFailed(
+                f"{base}/SHA256SUMS lists no file, and the entry names none. Put one there "
+                "(sha256sum * > SHA256SUMS), or give the entry's files."
+            )
+        return self.placed(source, listed)
+
+    def http_answer(self, url, method):
+        try:
+            return urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=30)
+        except (OSError, ValueError) as error:
+            if getattr(error, "code", None) == 404 and url.endswith("/SHA256SUMS"):
+                return None
+            raise SourceFailed(
+                f"{url} is not to be had ({error}). Check the network and the entry's repository."
+            ) from error
+
+    def http_size(self, url):
+        with self.http_answer(url, "HEAD") as answer:
+            size = answer.headers.get("Content-Length", "")
+        if not size.isdigit():
+            raise SourceFailed(f"{url} does not say its size (Content-Length). Use another server.")
+        return int(size)
+
+    def http_sums(self, base):
+        answer = self.http_answer(base + "/SHA256SUMS", "GET")
+        if answer is None:
+            return {}
+        with answer:
+            lines = answer.read().decode("utf-8", "replace").splitlines()
+        pairs = [line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2]
+        return {name.lstrip("*").removeprefix("./"): digest.lower() for digest, name in pairs}
 
     def require_answer(self, url, setting):
         """Any answer will do: it saves installing a client for a hub that is not there."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from .shapes import Shape, shape_from
 from .units import PlanError
 from .weights import PRECISIONS
 
-SOURCES = ("bundled", "modelscope", "huggingface", "ollama", "file")
+SOURCES = ("bundled", "modelscope", "huggingface", "ollama", "http", "file")
 
 _ENTRY_KEYS = (
     "title", "shape", "aime_2024", "auto", "auto_reason", "system_prompt", "forced_think",
@@ -144,6 +145,12 @@ def _hubs(source):
     return named if isinstance(named, list) else [named]
 
 
+def _is_base_url(url):
+    parts = urlsplit(str(url or ""))
+    plain = not (parts.query or parts.fragment or parts.username)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
+
+
 def _faults(where, entry, precisions):
     if not precisions:
         yield (
@@ -181,6 +188,12 @@ def _source_faults(here, sources):
             yield f"{here}.sources: {source!r} needs 'source', one of {', '.join(SOURCES)}."
         elif not source.get("path") and not source.get("repository"):
             yield f"{here}.sources: {source['source']} needs 'path' or 'repository'."
+        elif "http" in _hubs(source) and not _is_base_url(source.get("repository")):
+            shown = str(source.get("repository")).rsplit("@", 1)[-1]  # no password in a log
+            yield (
+                f"{here}.sources: repository '{shown}' of source http is not the https:// URL of "
+                "the folder that holds the files; give it whole, without a user, '?' or '#'."
+            )
         else:
             for key in source:
                 if key not in _SOURCE_KEYS:
