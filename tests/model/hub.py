@@ -80,6 +80,8 @@ class Routes(BaseHTTPRequestHandler):
             return self.json(401, {"error": "gated"}) if path != "/" else self.json(200, {})
         if path.startswith("/folder/"):
             return self.plain(path.removeprefix("/folder/"))
+        if path.startswith("/api/models/o/n/revision/"):
+            return self.json(200, {"id": "o/n", "sha": COMMIT, "siblings": []})
         if path.startswith("/api/models/o/n/tree/"):
             return self.json(200, [self.hugging_face_entry(name) for name in self.hub.files])
         if path.startswith("/o/n/resolve/"):

@@ -53,10 +53,10 @@ options:
     description: >
       What to fetch: C(source) (bundled, file, http, huggingface, modelscope, ollama),
       C(repository), C(revision), C(files) (list of C(path), C(bytes), C(sha256); a path may be a
-      pattern where the source has a list; no files means all) and C(alternatives), a list of the same, tried
-      when the first does not deliver. Of a C(file) source the repository is the absolute path
-      of the file or folder; of C(http) it is the URL of the folder, whose C(SHA256SUMS), if there
-      is one, lists the files that carry no C(sha256) here.
+      pattern where the source has a list; no files means all) and C(alternatives), a list of the
+      same, tried when the first does not deliver. Of a C(file) source the repository is the
+      absolute path of the file or folder; of C(http) it is the URL of the folder, whose
+      C(SHA256SUMS), if there is one, lists the files that carry no C(sha256) here.
     type: dict
     required: true
   verify:
@@ -73,6 +73,12 @@ options:
     default: {}
   defer:
     description: Do not start anything that takes long; answer C(deferred=true) instead.
+    type: bool
+    default: false
+  list_only:
+    description: >
+      Keep nothing, answer C(revision) and C(files) as the first source lists them. Files whose
+      SHA-256 it does not name (small ones) are fetched for that and thrown away.
     type: bool
     default: false
   stall_seconds:
@@ -195,7 +201,7 @@ def main():
     path = None
     try:
         if sys.argv[1] == "list":
-            return answer(files=list_files())
+            return answer(**list_files())
         with ThreadPoolExecutor(ask["workers"]) as pool:
             jobs = [(file["path"], pool.submit(fetch, file)) for file in ask["files"]]
             for path, job in jobs:
@@ -217,12 +223,16 @@ token = ask["token"] or False
 
 def list_files():
     api = HfApi(token=token)
-    tree = api.list_repo_tree(ask["repository"], recursive=True, revision=ask["revision"])
-    return [
+    revision = ask["revision"]
+    if sys.argv[2:] == ["commit"]:
+        revision = api.model_info(ask["repository"], revision=revision).sha
+    tree = api.list_repo_tree(ask["repository"], recursive=True, revision=revision)
+    files = [
         {"path": item.path, "bytes": item.size, "git": item.blob_id,
          "sha256": item.lfs.sha256 if item.lfs else None}
         for item in tree if hasattr(item, "size")
     ]
+    return dict(files=files, revision=revision)
 
 # hf_hub_download begins again after a killed run; http_get beneath it can go on.
 def fetch(file):
@@ -247,8 +257,9 @@ _download.DOWNLOAD_CHUNK_SIZE = CHUNK
 def list_files():
     files = HubApi().list_repo_files(
         ask["repository"], repo_type="model", revision=ask["revision"], recursive=True)
-    return [{"path": item.path, "bytes": item.size, "git": None, "sha256": item.sha256 or None}
-            for item in files]
+    files = [{"path": item.path, "bytes": item.size, "git": None, "sha256": item.sha256 or None}
+             for item in files]
+    return dict(files=files, revision=ask["revision"])
 
 def fetch(file):
     HubApi().download_file(
@@ -396,7 +407,8 @@ class Fetch:
         self.module = module
         self.args = module.params
         precision = self.args["precision"]
-        self.home = Path(self.args["root"], self.args["model"])
+        root = module.tmpdir if self.args["list_only"] else self.args["root"]
+        self.home = Path(root, self.args["model"])
         self.final = self.home / precision
         self.partial = self.home / f".{precision}.partial"
         self.old = self.home / f".{precision}.old"
@@ -405,7 +417,7 @@ class Fetch:
         self.pins_path = self.home / ".pins.json"
         self.pins = read_json(self.pins_path, {})
         self.progress = Progress(self.partial / "progress.json")
-        self.lock = None
+        self.lock = self.revision = None
         self.fetched = 0
         first = self.args["download"]
         self.sources = [first, *(first.get("alternatives") or [])]
@@ -480,6 +492,8 @@ class Fetch:
     # One run
 
     def run(self):
+        if self.args["list_only"]:
+            return self.listing()
         marker = self.marker()
         good = self.good_files(marker)
         if self.satisfied(marker, good):
@@ -506,6 +520,23 @@ class Fetch:
         fetched = self.from_first_that_delivers()
         self.publish(fetched)
         return self.result(fetched, changed=True, before=marker)
+
+    def listing(self):
+        source = self.sources[0]
+        self.take_lock(wait=True)
+        self.partial.mkdir()
+        try:
+            files = self.listed(source)
+            unnamed = [file for file in files if not file.get("sha256")]
+            self.require_room(unnamed)
+            self.bring(source, unnamed, unnamed)
+            for file in unnamed:
+                file["sha256"] = self.sha256(self.raw_path(file))
+        except SourceFailed as error:
+            raise Fatal(f"{label(source)}: {error}") from error
+        shown = [{key: file.get(key) for key in ("path", "bytes", "sha256")} for file in files]
+        revision = self.revision or source.get("revision")
+        return {"changed": False, "revision": revision, "files": shown}
 
     def finish_killed_run(self):
         """A run that died between its last two steps left all but the final name."""
@@ -580,22 +611,23 @@ class Fetch:
             )
         )
 
-    def from_source(self, source):
+    def listed(self, source):
         kind = source["source"]
         self.progress.tell(force=True, phase="starting", source=kind)
         if kind in LOCAL:
-            files = self.listed_locally(source)
-        elif kind in HUBS:
-            files = self.listed_by_hub(source)
-        elif kind == "ollama":
-            files = self.listed_by_ollama(source)
-        elif kind == "http":
-            files = self.listed_by_http(source)
-        else:
-            raise Fatal(
-                f"Unknown source '{kind}'. Known: bundled, file, http, huggingface, modelscope, "
-                "ollama."
-            )
+            return self.listed_locally(source)
+        if kind in HUBS:
+            return self.listed_by_hub(source)
+        if kind == "ollama":
+            return self.listed_by_ollama(source)
+        if kind == "http":
+            return self.listed_by_http(source)
+        raise Fatal(
+            f"Unknown source '{kind}'. Known: bundled, file, http, huggingface, modelscope, ollama."
+        )
+
+    def from_source(self, source):
+        files = self.listed(source)
         for file in files:
             self.settle_pin(source, file)
         for _attempt in range(2):
@@ -636,8 +668,10 @@ class Fetch:
             if value and named and value != named:
                 raise SourceFailed(
                     "{} has SHA-256 {} there, but {} is {}. It was changed under the same name; "
-                    "nothing was fetched. If the change is meant, renew the pin in the catalogue "
-                    "and remove {}.".format(file["path"], named, name, value, self.pins_path)
+                    "nothing was fetched. If the change is meant, renew the pin (that of your own "
+                    "entry; the project's by playbooks/lock.yml) and remove {}.".format(
+                        file["path"], named, name, value, self.pins_path
+                    )
                 )
         file["expected"] = pinned or held or named
 
@@ -735,7 +769,9 @@ class Fetch:
     def listed_by_hub(self, source):
         kind = source["source"]
         self.require_answer(self.args[kind + "_endpoint"], kind + "_endpoint")
-        found = {file["path"]: file for file in self.ask_client(source, "list")["files"]}
+        answer = self.ask_client(source, "list")
+        self.revision = answer.get("revision")
+        found = {file["path"]: file for file in answer["files"]}
         wanted = self.wanted(source) or [
             {"path": path} for path in sorted(found) if not path.startswith(".git")
         ]
@@ -968,6 +1004,7 @@ class Fetch:
             ],
         }
         command = [python, "-I", "-c", CLIENTS[program], action]
+        command += ["commit"] if self.args["list_only"] else []
         code, output = self.child(
             command,
             request,
@@ -1245,6 +1282,7 @@ def main():
             "shipped": {"type": "path"},
             "staged": {"type": "dict", "default": {}},
             "defer": {"type": "bool", "default": False},
+            "list_only": {"type": "bool", "default": False},
             "stall_seconds": {"type": "int", "default": 60},
             "huggingface_endpoint": {"type": "str", "default": "https://huggingface.co"},
             "huggingface_token": {"type": "str", "default": "", "no_log": True},

@@ -100,7 +100,7 @@ def _model(name, entry, own):
         precisions[str(entry.get("precision", "q4_k_m"))] = _short_form(entry)
     problems += _faults(where, entry, precisions)
     if not problems:
-        precisions = {key: _one_hub_each(data) for key, data in precisions.items()}
+        precisions = {key: one_hub_each(data) for key, data in precisions.items()}
     if problems:
         raise PlanError(problems)
     return Model(
@@ -134,7 +134,7 @@ def _short_form(entry):
     return {"bytes": entry.get("bytes"), "sources": [source]}
 
 
-def _one_hub_each(data):
+def one_hub_each(data):
     """A source that names several hubs becomes one source for each."""
     sources = [{**source, "source": hub} for source in data["sources"] for hub in _hubs(source)]
     return {**data, "sources": sources}
