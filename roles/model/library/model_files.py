@@ -521,6 +521,18 @@ class Fetch:
         self.publish(fetched)
         return self.result(fetched, changed=True, before=marker)
 
+    def noted(self, answer):
+        """Write down which model the host is to serve: pruning leaves that one."""
+        mark, name = Path(self.args["root"], ".deployed"), self.args["model"]
+        text = f"{name}/{self.args['precision']}\n"
+        if "source" not in answer or (mark.is_file() and mark.read_text() == text):
+            return answer
+        if not self.module.check_mode:
+            new = mark.with_name(".deployed.new")
+            new.write_text(text)
+            new.replace(mark)
+        return dict(answer, changed=True)
+
     def listing(self):
         source = self.sources[0]
         self.take_lock(wait=True)
@@ -1296,7 +1308,7 @@ def main():
     fetch = Fetch(module)
     try:
         try:
-            answer = fetch.run()
+            answer = fetch.noted(fetch.run())
         except OSError as error:
             fetch.no_room(error.errno)
             raise
