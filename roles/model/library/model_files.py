@@ -368,25 +368,39 @@ def same_on_another_hub(source, marker):
 
 
 class Progress:
-    """A small file that says how far we are, rewritten about once a second."""
+    """A small file that says how far and how fast we are, rewritten about once a second."""
 
-    def __init__(self, path):
-        self.path, self.last = path, 0.0
+    def __init__(self, path, now=time.monotonic):
+        self.path, self.now, self.last = path, now, 0.0
+        self.samples = []  # (time, bytes) of the last twenty seconds or so
         self.state = {"phase": "starting", "source": "", "done": 0, "total": 0, "beat": 0}
 
     def tell(self, force=False, **state):
         self.state.update(state)
-        now = time.monotonic()
+        now = self.now()
         if not force and now - self.last < 1:
             return
         self.last = now
         self.state["beat"] += 1
+        self.state |= self.pace(now)
         try:
             new = self.path.with_name("progress.new")
             new.write_text(json.dumps(self.state), encoding="utf-8")
             new.replace(self.path)
         except OSError:
             return  # a full disk shows where it matters
+
+    def pace(self, now):
+        done, total = self.state["done"], self.state["total"]
+        if self.state["phase"] != "fetching":
+            self.samples = []
+            return {"bytes_per_second": None, "seconds_left": None}
+        self.samples = [*self.samples, (now, done)][-20:]
+        (start, first), (end, last) = self.samples[0], self.samples[-1]
+        if end <= start or last <= first:
+            return {"bytes_per_second": None, "seconds_left": None}
+        rate = (last - first) / (end - start)
+        return {"bytes_per_second": round(rate), "seconds_left": round((total - done) / rate)}
 
 
 class Stalled:
