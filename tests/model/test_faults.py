@@ -111,3 +111,23 @@ def test_no_process_shows_the_token(start_hub, entry, module_input):
     assert json.loads(out).get("changed"), out
     assert not found
     assert hub.token not in out
+
+
+def test_the_sample_sees_what_it_looks_for(load_plugin, tmp_path):
+    bench = load_plugin("tests/bench/fetch_faults.py")
+    case = bench.Case(1, tmp_path)
+    try:
+        home = tmp_path / "m/q"
+        home.mkdir(parents=True)
+        for name, body in case.files.items():
+            (home / name).write_bytes(body)
+        assert bench.left_behind(case) == ["no mark of completion"]
+        (home / ".complete").write_text("{}")
+        assert bench.left_behind(case) == []
+        (home / name).write_bytes(body[:-1])
+        assert bench.left_behind(case) == [f"bad or missing ['{name}']"]
+        assert bench.silent(case, {"failed": True, "msg": "It failed."}, "")
+        case.first.count(int(1.06 * case.total))
+        assert bench.fetched(case)[2]
+    finally:
+        case.stop()
