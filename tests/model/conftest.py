@@ -15,7 +15,8 @@ MODULE = REPO / "roles/model/library/model_files.py"
 PLAY = """
 - hosts: all
   gather_facts: false
-  roles: [model]
+  tasks:
+    - ansible.builtin.include_role: {name: model, tasks_from: TASKS}
 """
 
 
@@ -50,7 +51,7 @@ class Play:
         self.home = self.data / "models/m/q4_k_m"
         self.marker = self.home / ".complete"
 
-    def __call__(self, download: dict, *flags: str, **settings) -> dict:
+    def __call__(self, download: dict, *flags: str, tasks_from="main.yml", **settings) -> dict:
         variables = {
             "plan_result": {"model": "m", "precision": "q4_k_m", "download": download},
             "data_path": str(self.data),
@@ -62,7 +63,7 @@ class Play:
             **settings,
         }
         play, given = self.folder / "play.yml", self.folder / "vars.json"
-        play.write_text(PLAY)
+        play.write_text(PLAY.replace("TASKS", tasks_from))
         given.write_text(json.dumps(variables))
         environment = {
             **os.environ,

@@ -1,7 +1,7 @@
 """A stand-in for the hubs, which no test machine can reach: their HTTP routes on loopback.
 
 The clients that talk to it are the real ones. It serves the routes of Hugging Face, ModelScope
-and Ollama's library for the files it is given, and misbehaves as told.
+and Ollama's library, and a plain web folder, for the files it is given, and misbehaves as told.
 """
 
 import hashlib
@@ -19,18 +19,38 @@ class Hub:
         self.files = files
         self.bodies = {}  # path -> bytes sent in place of the right ones
         self.cut_after = []  # each answer takes one: bytes after which it breaks off
+        self.spoil = []  # each answer takes one: a function of the body that gives what is sent
+        self.drip_after = []  # each answer takes one: bytes after which it only drips, or None
+        self.hooks = []  # (bytes, function): called once, when so many bytes of bodies were sent
         self.dead_after = None  # bytes of bodies after which every connection is dropped
+        self.sums = None  # what the web folder's SHA256SUMS says
         self.rate = None  # bytes per second
         self.token = None  # what a client must show
         self.refuse = []  # HTTP statuses, one for each coming body
-        self.requests, self.sent = [], 0
+        self.retry_after = None  # seconds that a refusal asks to wait
+        self.requests, self.sent, self.spoilt = [], 0, 0
+        self.lock, self.stopped = threading.Lock(), threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Routes,), {"hub": self}))
         self.server.daemon_threads = True
         self.server.handle_error = lambda *_: None  # clients that are killed hang up
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def behave(self):
+        """Serve rightly from now on."""
+        self.cut_after, self.spoil, self.drip_after, self.hooks = [], [], [], []
+        self.bodies, self.refuse, self.dead_after, self.retry_after = {}, [], None, None
+
+    def count(self, size: int):
+        with self.lock:
+            self.sent += size
+            due = [hook for hook in self.hooks if hook[0] <= self.sent]
+            self.hooks = [hook for hook in self.hooks if hook not in due]
+        for _bytes, call in due:
+            call()
+
     def stop(self):
+        self.stopped.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -58,6 +78,10 @@ class Routes(BaseHTTPRequestHandler):
             return None
         if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             return self.json(401, {"error": "gated"}) if path != "/" else self.json(200, {})
+        if path.startswith("/folder/"):
+            return self.plain(path.removeprefix("/folder/"))
+        if path.startswith("/api/models/o/n/revision/"):
+            return self.json(200, {"id": "o/n", "sha": COMMIT, "siblings": []})
         if path.startswith("/api/models/o/n/tree/"):
             return self.json(200, [self.hugging_face_entry(name) for name in self.hub.files])
         if path.startswith("/o/n/resolve/"):
@@ -73,6 +97,12 @@ class Routes(BaseHTTPRequestHandler):
             digests = {hashlib.sha256(body).hexdigest(): n for n, body in self.hub.files.items()}
             return self.file(digests.get(path.rsplit(":", 1)[1]))
         return self.json(200 if path == "/" else 404, {})
+
+    def plain(self, name):
+        """A folder of a web server, which knows nothing of models."""
+        if name == "SHA256SUMS" and self.hub.sums is not None:
+            self.hub.files[name] = self.hub.sums
+        return self.file(name)
 
     def hugging_face_entry(self, name):
         body = self.hub.files[name]
@@ -102,6 +132,8 @@ class Routes(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if status in (429, 503) and self.hub.retry_after is not None:
+            self.send_header("Retry-After", str(self.hub.retry_after))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
@@ -114,6 +146,11 @@ class Routes(BaseHTTPRequestHandler):
         body = self.hub.bodies.get(name, self.hub.files[name])
         asked = self.headers.get("Range", "")
         start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        if self.command == "GET" and self.hub.spoil:
+            body = self.hub.spoil.pop(0)(body)
+            self.hub.spoilt += max(len(body), len(self.hub.files[name]))
+        if start and start >= len(body):
+            return self.json(416, {"error": "no such range"})
         self.send_response(206 if asked else 200)
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
@@ -128,13 +165,16 @@ class Routes(BaseHTTPRequestHandler):
     def send_slowly(self, body):
         limit = self.hub.cut_after.pop(0) if self.hub.cut_after else len(body)
         step = 1 << 16
+        drip = self.hub.drip_after.pop(0) if self.hub.drip_after else None
+        if drip is not None:
+            limit = min(limit, drip)
         for at in range(0, min(limit, len(body)), step):
             piece = body[at : min(at + step, limit)]
             try:
                 self.wfile.write(piece)
             except OSError:
                 break
-            self.hub.sent += len(piece)
+            self.hub.count(len(piece))
             if self.hub.rate:
                 time.sleep(len(piece) / self.hub.rate)
             if self.hub.dead:
@@ -142,4 +182,16 @@ class Routes(BaseHTTPRequestHandler):
         else:
             if limit >= len(body):
                 return
+            if drip is not None:
+                self.drip(body[limit:])
         self.close_connection = True
+
+    def drip(self, rest):
+        for at in range(len(rest)):
+            try:
+                self.wfile.write(rest[at : at + 1])
+            except OSError:
+                return
+            self.hub.count(1)
+            if self.hub.stopped.wait(0.2):
+                return

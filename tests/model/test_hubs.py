@@ -203,7 +203,7 @@ def test_every_source_dead_says_what_to_do(wanted, play):
 
 
 @pytest.mark.parametrize(
-    ("status", "text"), [(404, "HTTP 404"), (503, None)], ids=["missing", "busy"]
+    ("status", "text"), [(404, "HTTP Error 404"), (503, None)], ids=["missing", "busy"]
 )
 def test_ollama_library_by_tag(status, text, hub, wanted, model_files):
     hub.refuse = [status]

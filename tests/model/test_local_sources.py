@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from ansible.parsing.dataloader import DataLoader
 
 
 def test_bundled_first_forecast_then_there_then_untouched(play, bundled, tiny_gguf):
@@ -147,11 +146,3 @@ def test_a_path_cannot_leave_the_folder(model_files, entry):
     for path in ("../mine.gguf", "/etc/mine.gguf", "a//b.gguf"):
         answer = model_files({"source": "bundled", "files": [entry(path, b"")]})
         assert "leaves the model's folder" in answer["msg"]
-
-
-def test_role_documents_its_settings(repo):
-    load = DataLoader().load_from_file
-    defaults = load(str(repo / "roles/model/defaults/main.yml"))
-    specs = load(str(repo / "roles/model/meta/argument_specs.yml"))
-    options = specs["argument_specs"]["main"]["options"]
-    assert {name: option["default"] for name, option in options.items()} == defaults

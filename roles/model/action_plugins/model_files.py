@@ -42,10 +42,8 @@ def human(seconds: float) -> str:
 class Meter:
     """Turns what the module writes into lines a person can read."""
 
-    def __init__(self, model: str, now=time.monotonic):
-        self.model, self.now = model, now
-        self.samples: list[tuple[float, int]] = []
-        self.phase = ""
+    def __init__(self, model: str):
+        self.model, self.phase = model, ""
 
     def line(self, state: dict) -> str | None:
         """One line, or nothing when it would only repeat the last."""
@@ -57,13 +55,11 @@ class Meter:
             return f"{self.model}: checking SHA-256" if new else None
         if phase != "fetching" or not state["total"]:
             return None
-        self.samples = [*self.samples, (self.now(), state["done"])][-6:]
         done, total = state["done"], state["total"]
         text = f"{self.model}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // total} %)"
-        (start, first), (end, last) = self.samples[0], self.samples[-1]
-        if end > start and last > first:
-            rate = (last - first) / (end - start)
-            text += f", {rate / 1e6:,.1f} MB/s, {human((total - done) / rate)} left"
+        rate = state.get("bytes_per_second")
+        if rate:
+            text += f", {rate / 1e6:,.1f} MB/s, {human(state['seconds_left'])} left"
         return text
 
 

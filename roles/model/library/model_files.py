@@ -8,7 +8,6 @@ import errno
 import fcntl
 import fnmatch
 import hashlib
-import http.client
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -51,11 +51,12 @@ options:
     required: true
   download:
     description: >
-      What to fetch: C(source) (bundled, file, huggingface, modelscope, ollama), C(repository),
-      C(revision), C(files) (list of C(path), C(bytes), C(sha256); a path may be a pattern where
-      the source has a list; no files means all) and C(alternatives), a list of the same, tried
-      when the first does not deliver. Of a C(file) source the repository is the absolute path
-      of the file or folder.
+      What to fetch: C(source) (bundled, file, http, huggingface, modelscope, ollama),
+      C(repository), C(revision), C(files) (list of C(path), C(bytes), C(sha256); a path may be a
+      pattern where the source has a list; no files means all) and C(alternatives), a list of the
+      same, tried when the first does not deliver. Of a C(file) source the repository is the
+      absolute path of the file or folder; of C(http) it is the URL of the folder, whose
+      C(SHA256SUMS), if there is one, lists the files that carry no C(sha256) here.
     type: dict
     required: true
   verify:
@@ -74,12 +75,22 @@ options:
     description: Do not start anything that takes long; answer C(deferred=true) instead.
     type: bool
     default: false
+  list_only:
+    description: >
+      Keep nothing, answer C(revision) and C(files) as the first source lists them. Files whose
+      SHA-256 it does not name (small ones) are fetched for that and thrown away.
+    type: bool
+    default: false
+  stall_seconds:
+    description: A source that brings less than 64 KiB in so many seconds is asked anew.
+    type: int
+    default: 60
   huggingface_endpoint:
     description: Base URL of the Hugging Face hub or a mirror.
     type: str
     default: https://huggingface.co
   huggingface_token:
-    description: Token for gated models. Handed to the client by its environment alone.
+    description: Token for gated models. Handed to the client through a pipe.
     type: str
     default: ""
   modelscope_endpoint:
@@ -150,35 +161,54 @@ progress:
 """
 
 CHUNK = 1 << 20
+# Less than this in stall_seconds is no delivery.
+TRICKLE = 1 << 16
+TRIES = 3  # in a row without a new byte
 # Local files below this are copied at once, without the detour of a background job.
 SMALL = 256 << 20
 WORKERS = 4
 HUBS = ("huggingface", "modelscope")
+LOCAL = ("bundled", "file")
+SETTINGS = {
+    "huggingface": "huggingface_endpoint",
+    "modelscope": "modelscope_endpoint",
+    "ollama": "ollama_registry",
+}
 FICLONE = 0x40049409
 
-# Both programs run in their client's own environment. They read a request from stdin, answer
-# with one JSON line, and keep unfinished data in PATH.incomplete, from which they resume.
+# These programs run in their client's own environment. They read a request from stdin, answer
+# with one JSON line, and keep unfinished data in PATH.incomplete, from which they resume. A
+# killed client loses what is not yet a chunk.
 CLIENT_FRAME = r"""
 import json, os, sys
 from concurrent.futures import ThreadPoolExecutor
 
+CHUNK = 1 << 16
 ask = json.load(sys.stdin)
 
 def answer(**value):
     print(json.dumps(value), flush=True)
 
+def trouble(error, path):
+    response = getattr(error, "response", error)
+    status = getattr(response, "status_code", None) or getattr(response, "code", None)
+    after = str((getattr(response, "headers", None) or {}).get("Retry-After") or "")
+    text = "%s: %s" % (type(error).__name__, error)
+    return dict(error=text, path=path, status=status, errno=getattr(error, "errno", None),
+                retry_after=int(after) if after.isdigit() else None)
+
 def main():
+    path = None
     try:
         if sys.argv[1] == "list":
-            return answer(files=list_files())
+            return answer(**list_files())
         with ThreadPoolExecutor(ask["workers"]) as pool:
-            for job in [pool.submit(fetch, file) for file in ask["files"]]:
+            jobs = [(file["path"], pool.submit(fetch, file)) for file in ask["files"]]
+            for path, job in jobs:
                 job.result()
         answer(done=True)
     except Exception as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        answer(error="%s: %s" % (type(error).__name__, error), status=status,
-               errno=getattr(error, "errno", None))
+        answer(**trouble(error, path))
 """
 
 CLIENTS = {
@@ -188,15 +218,21 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
-constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # a cut connection loses what is not yet a chunk
+constants.DOWNLOAD_CHUNK_SIZE = CHUNK
+token = ask["token"] or False
 
 def list_files():
-    tree = HfApi().list_repo_tree(ask["repository"], recursive=True, revision=ask["revision"])
-    return [
+    api = HfApi(token=token)
+    revision = ask["revision"]
+    if sys.argv[2:] == ["commit"]:
+        revision = api.model_info(ask["repository"], revision=revision).sha
+    tree = api.list_repo_tree(ask["repository"], recursive=True, revision=revision)
+    files = [
         {"path": item.path, "bytes": item.size, "git": item.blob_id,
          "sha256": item.lfs.sha256 if item.lfs else None}
         for item in tree if hasattr(item, "size")
     ]
+    return dict(files=files, revision=revision)
 
 # hf_hub_download begins again after a killed run; http_get beneath it can go on.
 def fetch(file):
@@ -206,26 +242,68 @@ def fetch(file):
     with open(target + ".incomplete", "ab") as stream:
         if stream.tell() > file["bytes"]:
             stream.truncate(0)
-        http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(),
-                 expected_size=file["bytes"])
+        http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(token=token),
+                 expected_size=file["bytes"], _nb_retries=1)  # by_client tries again
     os.replace(target + ".incomplete", target)
 
 main()
 """,
     "modelscope": CLIENT_FRAME
     + r"""
-from modelscope_hub import HubApi
+from modelscope_hub import HubApi, _download
+
+_download.DOWNLOAD_CHUNK_SIZE = CHUNK
 
 def list_files():
     files = HubApi().list_repo_files(
         ask["repository"], repo_type="model", revision=ask["revision"], recursive=True)
-    return [{"path": item.path, "bytes": item.size, "git": None, "sha256": item.sha256 or None}
-            for item in files]
+    files = [{"path": item.path, "bytes": item.size, "git": None, "sha256": item.sha256 or None}
+             for item in files]
+    return dict(files=files, revision=ask["revision"])
 
 def fetch(file):
     HubApi().download_file(
         ask["repository"], repo_type="model", file_path=file["path"], revision=ask["revision"],
         local_dir=file["folder"], file_size=file["bytes"])
+
+main()
+""",
+    "http": CLIENT_FRAME
+    + r"""
+import urllib.error, urllib.request
+
+def resumes_at(response, have):
+    return response.headers.get("Content-Range", "").startswith("bytes %d-" % have)
+
+def fetch(file):
+    target = os.path.join(file["folder"], file["path"])
+    part = target + ".incomplete"
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    if have > file["bytes"]:
+        os.unlink(part)
+        have = 0
+    if have < file["bytes"] or not have:
+        headers = {"Range": "bytes=%d-" % have} if have else {}
+        request = urllib.request.Request(file["url"], headers=headers)
+        try:
+            receive(request, file, part, have)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:
+                os.unlink(part)
+            raise
+    os.replace(part, target)
+
+def receive(request, file, part, have):
+    with urllib.request.urlopen(request, timeout=30) as response:
+        with open(part, "ab" if have and resumes_at(response, have) else "wb") as stream:
+            while stream.tell() <= file["bytes"]:
+                block = response.read(CHUNK)
+                if not block:
+                    break
+                stream.write(block)
+            size = stream.tell()
+    if size < file["bytes"]:
+        raise EOFError("the connection was cut after %d of %d bytes" % (size, file["bytes"]))
 
 main()
 """,
@@ -290,19 +368,21 @@ def same_on_another_hub(source, marker):
 
 
 class Progress:
-    """A small file that says how far we are, rewritten about once a second."""
+    """A small file that says how far and how fast we are, rewritten about once a second."""
 
-    def __init__(self, path):
-        self.path, self.last = path, 0.0
+    def __init__(self, path, now=time.monotonic):
+        self.path, self.now, self.last = path, now, 0.0
+        self.samples = []  # (time, bytes) of the last twenty seconds or so
         self.state = {"phase": "starting", "source": "", "done": 0, "total": 0, "beat": 0}
 
     def tell(self, force=False, **state):
         self.state.update(state)
-        now = time.monotonic()
+        now = self.now()
         if not force and now - self.last < 1:
             return
         self.last = now
         self.state["beat"] += 1
+        self.state |= self.pace(now)
         try:
             new = self.path.with_name("progress.new")
             new.write_text(json.dumps(self.state), encoding="utf-8")
@@ -310,13 +390,39 @@ class Progress:
         except OSError:
             return  # a full disk shows where it matters
 
+    def pace(self, now):
+        done, total = self.state["done"], self.state["total"]
+        if self.state["phase"] != "fetching":
+            self.samples = []
+            return {"bytes_per_second": None, "seconds_left": None}
+        self.samples = [*self.samples, (now, done)][-20:]
+        (start, first), (end, last) = self.samples[0], self.samples[-1]
+        if end <= start or last <= first:
+            return {"bytes_per_second": None, "seconds_left": None}
+        rate = (last - first) / (end - start)
+        return {"bytes_per_second": round(rate), "seconds_left": round((total - done) / rate)}
+
+
+class Stalled:
+    """Whether a count of bytes has stood still, or nearly so, for too long."""
+
+    def __init__(self, seconds):
+        self.seconds, self.count, self.since = seconds, None, 0
+
+    def __call__(self, count):
+        now = time.monotonic()
+        if self.count is None or count >= self.count + TRICKLE:
+            self.count, self.since = count, now
+        return now - self.since > self.seconds
+
 
 class Fetch:
     def __init__(self, module):
         self.module = module
         self.args = module.params
         precision = self.args["precision"]
-        self.home = Path(self.args["root"], self.args["model"])
+        root = module.tmpdir if self.args["list_only"] else self.args["root"]
+        self.home = Path(root, self.args["model"])
         self.final = self.home / precision
         self.partial = self.home / f".{precision}.partial"
         self.old = self.home / f".{precision}.old"
@@ -325,7 +431,7 @@ class Fetch:
         self.pins_path = self.home / ".pins.json"
         self.pins = read_json(self.pins_path, {})
         self.progress = Progress(self.partial / "progress.json")
-        self.lock = None
+        self.lock = self.revision = None
         self.fetched = 0
         first = self.args["download"]
         self.sources = [first, *(first.get("alternatives") or [])]
@@ -400,6 +506,8 @@ class Fetch:
     # One run
 
     def run(self):
+        if self.args["list_only"]:
+            return self.listing()
         marker = self.marker()
         good = self.good_files(marker)
         if self.satisfied(marker, good):
@@ -427,6 +535,35 @@ class Fetch:
         self.publish(fetched)
         return self.result(fetched, changed=True, before=marker)
 
+    def noted(self, answer):
+        """Write down which model the host is to serve: pruning leaves that one."""
+        mark, name = Path(self.args["root"], ".deployed"), self.args["model"]
+        text = f"{name}/{self.args['precision']}\n"
+        if "source" not in answer or (mark.is_file() and mark.read_text() == text):
+            return answer
+        if not self.module.check_mode:
+            new = mark.with_name(".deployed.new")
+            new.write_text(text)
+            new.replace(mark)
+        return dict(answer, changed=True)
+
+    def listing(self):
+        source = self.sources[0]
+        self.take_lock(wait=True)
+        self.partial.mkdir()
+        try:
+            files = self.listed(source)
+            unnamed = [file for file in files if not file.get("sha256")]
+            self.require_room(unnamed)
+            self.bring(source, unnamed, unnamed)
+            for file in unnamed:
+                file["sha256"] = self.sha256(self.raw_path(file))
+        except SourceFailed as error:
+            raise Fatal(f"{label(source)}: {error}") from error
+        shown = [{key: file.get(key) for key in ("path", "bytes", "sha256")} for file in files]
+        revision = self.revision or source.get("revision")
+        return {"changed": False, "revision": revision, "files": shown}
+
     def finish_killed_run(self):
         """A run that died between its last two steps left all but the final name."""
         due = not self.final.exists() and (self.whole / ".complete").exists()
@@ -442,7 +579,7 @@ class Fetch:
     def carried_first(self):
         """Paths that only the controller has."""
         source = self.sources[0]
-        if source["source"] not in ("bundled", "file"):
+        if source["source"] not in LOCAL:
             return []
         paths = [self.local_path(source, file["path"]) for file in self.wanted(source)]
         if source["source"] == "file" and not paths:
@@ -451,7 +588,7 @@ class Fetch:
 
     def takes_long(self):
         source = self.sources[0]
-        if source["source"] not in ("bundled", "file"):
+        if source["source"] not in LOCAL:
             return True
         try:
             return sum(file["bytes"] for file in self.listed_locally(source)) > SMALL
@@ -500,19 +637,23 @@ class Fetch:
             )
         )
 
-    def from_source(self, source):
+    def listed(self, source):
         kind = source["source"]
         self.progress.tell(force=True, phase="starting", source=kind)
-        if kind in ("bundled", "file"):
-            files = self.listed_locally(source)
-        elif kind in HUBS:
-            files = self.listed_by_hub(source)
-        elif kind == "ollama":
-            files = self.listed_by_ollama(source)
-        else:
-            raise Fatal(
-                f"Unknown source '{kind}'. Known: bundled, file, huggingface, modelscope, ollama."
-            )
+        if kind in LOCAL:
+            return self.listed_locally(source)
+        if kind in HUBS:
+            return self.listed_by_hub(source)
+        if kind == "ollama":
+            return self.listed_by_ollama(source)
+        if kind == "http":
+            return self.listed_by_http(source)
+        raise Fatal(
+            f"Unknown source '{kind}'. Known: bundled, file, http, huggingface, modelscope, ollama."
+        )
+
+    def from_source(self, source):
+        files = self.listed(source)
         for file in files:
             self.settle_pin(source, file)
         for _attempt in range(2):
@@ -540,6 +681,8 @@ class Fetch:
             return found["sha256"] == file["expected"]
         if file.get("origin"):
             return found.get("origin") == file["origin"]
+        if file.get("git"):
+            return not self.wrong_git_hash(file, self.whole / file["path"])
         return found.get("of") == label(source)
 
     def settle_pin(self, source, file):
@@ -551,8 +694,10 @@ class Fetch:
             if value and named and value != named:
                 raise SourceFailed(
                     "{} has SHA-256 {} there, but {} is {}. It was changed under the same name; "
-                    "nothing was fetched. If the change is meant, renew the pin in the catalogue "
-                    "and remove {}.".format(file["path"], named, name, value, self.pins_path)
+                    "nothing was fetched. If the change is meant, renew the pin (that of your own "
+                    "entry; the project's by playbooks/lock.yml) and remove {}.".format(
+                        file["path"], named, name, value, self.pins_path
+                    )
                 )
         file["expected"] = pinned or held or named
 
@@ -643,13 +788,16 @@ class Fetch:
 
     def placed(self, source, files):
         for file in files:
-            file["folder"] = self.raw_folder(source, dict(file, expected=file.get("pin")))
+            known = file.get("pin") or file.get("sha256")
+            file["folder"] = self.raw_folder(source, dict(file, expected=known))
         return files
 
     def listed_by_hub(self, source):
         kind = source["source"]
         self.require_answer(self.args[kind + "_endpoint"], kind + "_endpoint")
-        found = {file["path"]: file for file in self.ask_client(source, "list")["files"]}
+        answer = self.ask_client(source, "list")
+        self.revision = answer.get("revision")
+        found = {file["path"]: file for file in answer["files"]}
         wanted = self.wanted(source) or [
             {"path": path} for path in sorted(found) if not path.startswith(".git")
         ]
@@ -711,6 +859,59 @@ class Fetch:
         except (OSError, ValueError, KeyError, StopIteration) as error:
             raise SourceFailed(f"{url} holds no model: {error}.") from error
 
+    def listed_by_http(self, source):
+        base = source["repository"].rstrip("/")
+        wanted = self.wanted(source)
+        if all(file.get("sha256") and not is_pattern(file["path"]) for file in wanted) and wanted:
+            sums = {}
+        else:
+            sums = self.http_sums(base)
+        listed = []
+        for file in wanted or [{"path": path} for path in sorted(sums)]:
+            paths = [file["path"]]
+            if is_pattern(file["path"]):
+                paths = sorted(fnmatch.filter(sums, file["path"]))
+            for path in paths:
+                url = f"{base}/{urllib.parse.quote(path)}"
+                size = self.http_size(url)
+                self.same_size(file, size)
+                found = {"path": checked_path(path), "bytes": size, "url": url}
+                listed.append(dict(found, sha256=sums.get(path), pin=file.get("sha256")))
+            if not paths:
+                raise SourceFailed(f"{base}/SHA256SUMS lists no file {file['path']}.")
+        if not listed:
+            raise SourceFailed(
+                f"{base}/SHA256SUMS lists no file, and the entry names none. Put one there "
+                "(sha256sum * > SHA256SUMS), or give the entry's files."
+            )
+        return self.placed(source, listed)
+
+    def http_answer(self, url, method):
+        try:
+            return urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=30)
+        except (OSError, ValueError) as error:
+            if getattr(error, "code", None) == 404 and url.endswith("/SHA256SUMS"):
+                return None
+            raise SourceFailed(
+                f"{url} is not to be had ({error}). Check the network and the entry's repository."
+            ) from error
+
+    def http_size(self, url):
+        with self.http_answer(url, "HEAD") as answer:
+            size = answer.headers.get("Content-Length", "")
+        if not size.isdigit():
+            raise SourceFailed(f"{url} does not say its size (Content-Length). Use another server.")
+        return int(size)
+
+    def http_sums(self, base):
+        answer = self.http_answer(base + "/SHA256SUMS", "GET")
+        if answer is None:
+            return {}
+        with answer:
+            lines = answer.read().decode("utf-8", "replace").splitlines()
+        pairs = [line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2]
+        return {name.lstrip("*").removeprefix("./"): digest.lower() for digest, name in pairs}
+
     def require_answer(self, url, setting):
         """Any answer will do: it saves installing a client for a hub that is not there."""
         try:
@@ -765,15 +966,18 @@ class Fetch:
                 )
             )
 
-    def child(self, command, given, environment, tick):
-        """Run a program that ends when we end; its exit code and output."""
+    def child(self, command, given, environment, tick, fetched=None):
+        """Run a program that ends when we end; its exit code and output.
+
+        One that fetches nothing for too long is ended: its exit code is None.
+        """
         libc = ctypes.CDLL(None)
-        log = self.partial / "child.log"
-        with log.open("w+", encoding="utf-8", errors="replace") as output:
+        # In memory: what the program says has to be read on a full disk, too.
+        with os.fdopen(os.memfd_create("output"), "w+", encoding="utf-8", errors="replace") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=output,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.partial,
                 env=environment,
@@ -782,18 +986,25 @@ class Fetch:
             )
             process.stdin.write(json.dumps(given).encode())
             process.stdin.close()
+            stalled = Stalled(self.args["stall_seconds"])
             while True:
                 try:
                     code = process.wait(0.25)
                     break
                 except subprocess.TimeoutExpired:
                     tick()
-            output.seek(0)
-            return code, output.read()
+                if fetched and stalled(fetched()):
+                    process.kill()
+                    process.wait()
+                    code = None
+                    break
+            log.seek(0)
+            return code, log.read()
 
     def ask_client(self, source, action, files=(), tell=None):
         kind = source["source"]
-        python = self.client_python(kind)
+        program = kind if kind in HUBS else "http"
+        python = self.client_python(kind) if kind in HUBS else sys.executable
         scratch = str(self.partial / "client")
         environment = dict(
             os.environ,
@@ -804,101 +1015,73 @@ class Fetch:
             MODELSCOPE_ENDPOINT=self.args["modelscope_endpoint"].rstrip("/"),
             MODELSCOPE_CACHE=scratch,
             MODELSCOPE_HOME=scratch,
+            MODELSCOPE_DOWNLOAD_MAX_RETRIES="1",  # by_client tries again
         )
         token = self.args["huggingface_token"]
-        if token:
-            environment["HF_TOKEN"] = token
-        wanted = ("path", "bytes", "folder")
+        wanted = ("path", "folder", "url")
         request = {
             "repository": source["repository"],
             "revision": source.get("revision") or {"huggingface": "main"}.get(kind, "master"),
             "workers": WORKERS,
+            "token": token if kind == "huggingface" else "",
             "files": [
-                {key: str(file[key]) if key == "folder" else file[key] for key in wanted}
+                dict({key: str(file[key]) for key in wanted if key in file}, bytes=file["bytes"])
                 for file in files
             ],
         }
-        command = [python, "-I", "-c", CLIENTS[kind], action]
-        _code, output = self.child(command, request, environment, tell or self.progress.tell)
+        command = [python, "-I", "-c", CLIENTS[program], action]
+        command += ["commit"] if self.args["list_only"] else []
+        code, output = self.child(
+            command,
+            request,
+            environment,
+            tell or self.progress.tell,
+            lambda: sum(self.size_of_raw(file) for file in files),
+        )
         if token:
             output = output.replace(token, "***")
         try:
             answer = json.loads(output.strip().splitlines()[-1])
         except (ValueError, IndexError):
-            answer = {"error": output.strip()[-600:] or "the client was killed", "status": None}
+            answer = {"error": output.strip()[-600:] or "the client was killed"}
+        if code is None:
+            answer = {"error": "it brought nothing for {stall_seconds} s".format(**self.args)}
         if "error" in answer:
             self.no_room(answer.get("errno"))
             status = answer.get("status")
-            answer["final"] = bool(status and 400 <= status < 500 and status not in (408, 429))
-            if action == "list" or answer["final"]:
-                raise SourceFailed(self.advice(kind, answer))
+            final = bool(status and 400 <= status < 500 and status not in (408, 416, 429))
+            if action == "list" or final:
+                raise SourceFailed(self.advice(source, answer))
         return answer
 
-    def advice(self, kind, answer):
-        fix = "Check the network and {}_endpoint ({}).".format(kind, self.args[kind + "_endpoint"])
+    def advice(self, source, answer):
+        setting = SETTINGS.get(source["source"], "the entry's repository")
+        fix = "Check the network and {} ({}).".format(
+            setting, self.args.get(setting) or source["repository"]
+        )
         if answer.get("status") in (401, 403):
             fix = "If the model is gated, set model_huggingface_token to a token that may read it."
         elif answer.get("status") == 404:
             fix = "Check repository and revision."
-        return "{} {}".format(answer["error"].strip().splitlines()[0][:600], fix)
+        path = answer.get("path")
+        error = answer["error"].strip().splitlines()[0][:600]
+        return "{}{} {}".format(path + ": " if path else "", error, fix)
 
     def by_client(self, source, files, tell):
         failures = 0
-        while files:
+        while True:
+            files = [file for file in files if not self.raw_path(file).exists()]
+            if not files:
+                return
             before = sum(self.size_of_raw(file) for file in files)
             answer = self.ask_client(source, "fetch", files, tell)
             if "error" not in answer:
                 return
             failures = 0 if sum(self.size_of_raw(file) for file in files) > before else failures + 1
-            if failures == 2:
-                raise SourceFailed(self.advice(source["source"], answer))
-            time.sleep(1 + failures)
-
-    def by_http(self, file, tell):
-        part = self.part_path(file)
-        failures = 0
-        while True:
-            have = part.stat().st_size if part.exists() else 0
-            if have == file["bytes"]:
-                break
-            if have > file["bytes"]:
-                part.unlink()
-                continue
-            try:
-                self.by_one_request(file, part, have, tell)
-                trouble = "the connection was cut"
-            except urllib.error.HTTPError as error:
-                error.close()
-                trouble = "HTTP {} for {}".format(error.code, file["url"])
-                if error.code == 416:
-                    part.unlink()
-                elif error.code < 500 and error.code not in (408, 429):
-                    raise SourceFailed(trouble + ". Check repository and sha256.") from error
-            except (OSError, http.client.HTTPException) as error:
-                self.no_room(getattr(error, "errno", None))
-                trouble = str(error)
-            grown = part.exists() and part.stat().st_size > have
-            failures = 0 if grown else failures + 1
-            if failures == 4:
-                raise SourceFailed("{}: {}. Check the network.".format(file["url"], trouble))
-            if failures:
-                time.sleep(2 ** (failures - 1))
-        part.replace(self.raw_path(file))
-
-    @staticmethod
-    def by_one_request(file, part, have, tell):
-        request = urllib.request.Request(file["url"])
-        if have:
-            request.add_header("Range", f"bytes={have}-")
-        with urllib.request.urlopen(request, timeout=30) as response:
-            resumed = response.status == 206
-            with part.open("ab" if resumed else "wb") as stream:
-                while stream.tell() <= file["bytes"]:
-                    block = response.read(CHUNK)
-                    if not block:
-                        break
-                    stream.write(block)
-                    tell()
+            if failures == TRIES:
+                raise SourceFailed(self.advice(source, answer))
+            # A source that asks for a longer pause is a busy one.
+            time.sleep(min(answer.get("retry_after") or 1 + failures, self.args["stall_seconds"]))
 
     # Bring and accept
 
@@ -916,14 +1099,11 @@ class Fetch:
         for file in todo:
             self.raw_path(file).parent.mkdir(parents=True, exist_ok=True)
         try:
-            if source["source"] in HUBS:
-                self.by_client(source, todo, tell)
-            else:
+            if source["source"] in LOCAL:
                 for file in todo:
-                    if source["source"] == "ollama":
-                        self.by_http(file, tell)
-                    else:
-                        self.by_copy(file, tell)
+                    self.by_copy(file, tell)
+            else:
+                self.by_client(source, todo, tell)
         except OSError as error:
             self.no_room(error.errno)
             raise SourceFailed(str(error)) from error
@@ -1128,6 +1308,8 @@ def main():
             "shipped": {"type": "path"},
             "staged": {"type": "dict", "default": {}},
             "defer": {"type": "bool", "default": False},
+            "list_only": {"type": "bool", "default": False},
+            "stall_seconds": {"type": "int", "default": 60},
             "huggingface_endpoint": {"type": "str", "default": "https://huggingface.co"},
             "huggingface_token": {"type": "str", "default": "", "no_log": True},
             "modelscope_endpoint": {"type": "str", "default": "https://www.modelscope.cn"},
@@ -1140,7 +1322,7 @@ def main():
     fetch = Fetch(module)
     try:
         try:
-            answer = fetch.run()
+            answer = fetch.noted(fetch.run())
         except OSError as error:
             fetch.no_room(error.errno)
             raise

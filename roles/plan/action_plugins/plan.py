@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
+from r1_planner import lock
 from r1_planner.planner import make_plan, refused
 from r1_planner.summary import summary
 from r1_planner.units import PlanError
@@ -45,6 +46,7 @@ class ActionModule(ActionBase):
                 "settings": {"type": "dict", "required": True},
                 "inspection": {"type": "dict", "default": {}},
                 "catalogue": {"type": "path", "required": True},
+                "lock": {"type": "path"},
                 "report": {"type": "path"},
                 "for_deploy": {"type": "bool", "default": False},
             }
@@ -54,6 +56,8 @@ class ActionModule(ActionBase):
         given = json.loads(json.dumps({key: args[key] for key in ("settings", "inspection")}))
         content = yaml.load(Path(args["catalogue"]).read_text(encoding="utf-8"), Loader)
         (catalogue,) = content.values()
+        if args["lock"]:
+            catalogue = lock.apply(catalogue, json.loads(Path(args["lock"]).read_text("utf-8")))
         try:
             plan = make_plan(host, given["settings"], catalogue, given["inspection"],
                              args["for_deploy"])  # fmt: skip

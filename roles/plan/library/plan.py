@@ -26,6 +26,9 @@ options:
     description: YAML file of the known models.
     type: path
     required: true
+  lock:
+    description: JSON file of what the hubs held; M(model_lock) writes it.
+    type: path
   report:
     description: JSON file to write the plan to.
     type: path

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from .shapes import Shape, shape_from
 from .units import PlanError
 from .weights import PRECISIONS
 
-SOURCES = ("bundled", "modelscope", "huggingface", "ollama", "file")
+SOURCES = ("bundled", "modelscope", "huggingface", "ollama", "http", "file")
 
 _ENTRY_KEYS = (
     "title", "shape", "aime_2024", "auto", "auto_reason", "system_prompt", "forced_think",
@@ -99,7 +100,7 @@ def _model(name, entry, own):
         precisions[str(entry.get("precision", "q4_k_m"))] = _short_form(entry)
     problems += _faults(where, entry, precisions)
     if not problems:
-        precisions = {key: _one_hub_each(data) for key, data in precisions.items()}
+        precisions = {key: one_hub_each(data) for key, data in precisions.items()}
     if problems:
         raise PlanError(problems)
     return Model(
@@ -133,7 +134,7 @@ def _short_form(entry):
     return {"bytes": entry.get("bytes"), "sources": [source]}
 
 
-def _one_hub_each(data):
+def one_hub_each(data):
     """A source that names several hubs becomes one source for each."""
     sources = [{**source, "source": hub} for source in data["sources"] for hub in _hubs(source)]
     return {**data, "sources": sources}
@@ -142,6 +143,12 @@ def _one_hub_each(data):
 def _hubs(source):
     named = source.get("source") if isinstance(source, dict) else None
     return named if isinstance(named, list) else [named]
+
+
+def _is_base_url(url):
+    parts = urlsplit(str(url or ""))
+    plain = not (parts.query or parts.fragment or parts.username)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
 
 
 def _faults(where, entry, precisions):
@@ -181,6 +188,12 @@ def _source_faults(here, sources):
             yield f"{here}.sources: {source!r} needs 'source', one of {', '.join(SOURCES)}."
         elif not source.get("path") and not source.get("repository"):
             yield f"{here}.sources: {source['source']} needs 'path' or 'repository'."
+        elif "http" in _hubs(source) and not _is_base_url(source.get("repository")):
+            shown = str(source.get("repository")).rsplit("@", 1)[-1]  # no password in a log
+            yield (
+                f"{here}.sources: repository '{shown}' of source http is not the https:// URL of "
+                "the folder that holds the files; give it whole, without a user, '?' or '#'."
+            )
         else:
             for key in source:
                 if key not in _SOURCE_KEYS:

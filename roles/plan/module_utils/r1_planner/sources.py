@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from . import weights
 
-HUB_NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face", "ollama": "Ollama library"}
+HUB_NAMES = {
+    "modelscope": "ModelScope",
+    "huggingface": "Hugging Face",
+    "ollama": "Ollama library",
+    "http": "a web folder",
+}
 _LOCAL = ("bundled", "file")
 _DISK_MARGIN = 512 * 1024 * 1024
 
@@ -15,13 +20,13 @@ def folder(model, precision):
 
 
 def order(engine, wishes, answers):
-    """Hubs in the order to ask. Ollama asks its own library first; llama.cpp takes the
-    library's GGUF last; the other engines cannot use it. Of the library, only one that was
-    looked at (or, when nothing was looked at, any)."""
+    """Sources in the order to ask, a web folder that an entry names first. Ollama asks its own
+    library before the hubs; llama.cpp takes the library's GGUF last; the other engines cannot
+    use it. Of the library, only one that was looked at (or, when nothing was looked at, any)."""
     hubs = [hub for hub in wishes.model_sources if hub != "ollama"]
     if engine in ("vllm", "sglang") or not (answers is None or "ollama" in answers):
-        return hubs
-    return ["ollama", *hubs] if engine == "ollama" else [*hubs, "ollama"]
+        return ["http", *hubs]
+    return ["http", "ollama", *hubs] if engine == "ollama" else ["http", *hubs, "ollama"]
 
 
 def find(model, precision, engine, wishes, answers, present):
