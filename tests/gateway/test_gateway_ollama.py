@@ -6,8 +6,9 @@ import subprocess
 import urllib.request
 from pathlib import Path
 
+import openai_client
 import pytest
-from gateway_parts import PLAN, REPO, listens
+from gateway_parts import KEYS, PLAN, REPO, listens
 
 CONTEXT = 256
 MODELFILE = """\
@@ -78,3 +79,10 @@ def test_a_prompt_of_more_bytes_but_fewer_tokens_is_answered(gateway):
 def test_models_have_the_names_that_requests_use(gateway):
     assert [one["id"] for one in gateway.ask("/v1/models").json()["data"]] == ["tiny-r1"]
     assert gateway.ask("/v1/models/tiny-r1").json()["id"] == "tiny-r1"
+
+
+def test_openais_client(start_gateway, redis, ollama):
+    """With this template Ollama leaves thoughts in the content of streams."""
+    plan = PLAN | {"engine": "ollama", "max_model_len": CONTEXT}
+    gateway = start_gateway(ollama, plan_result=plan, gateway_unopened_think=True)
+    openai_client.check(gateway.url, KEYS[0]["key"])

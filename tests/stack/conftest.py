@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests/stack")]
+sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests/stack"), str(REPO / "tests/gateway")]
 
 from box import Box  # noqa: E402  (found only from here on)
 from hosts import image, machine, shell  # noqa: E402

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import openai_client
 import pytest
 import yaml
 from hosts import image, shell
@@ -87,6 +88,7 @@ def deployed(box: RemoteBox, manager: str) -> None:
     assert "non-default args" in everything
     assert flags["api-key"] not in everything
     assert box.machine.open_ports() == {22, box.port}
+    openai_client.check(f"http://{box.machine.address}:{box.port}", box.key())
 
 
 def locked_in(box: RemoteBox) -> None:

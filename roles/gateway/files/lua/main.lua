@@ -194,9 +194,11 @@ local function serve()
             return errors.refuse(refused)
         end
     end
+    local model = route == MODEL and var.uri:match("^/v1/models/(.+)$") or nil
     return relay.answer({
         method = route.method,
-        path = path,
+        path = model and "/v1/models" or path,
+        model = model,
         content_type = var.http_content_type,
         accept = var.http_accept,
         body = body,

@@ -20,7 +20,8 @@ local function allowed(client)
     return set
 end
 
-local function unknown(name)
+-- What to answer where there is no such model: {status, nil, error}.
+function models.unknown(name)
     return {404, nil, {
         message = ("The model '%s' does not exist, or this API key may not use it."):format(name),
         code = "model_not_found",
@@ -33,6 +34,17 @@ local UNNAMED = {400, nil, {
     param = "model",
 }}
 
+-- One model of a list as the engine wrote it, or nil: not every engine has a route for one.
+function models.one(body, name)
+    local data = cjson.decode(body)
+    local list = type(data) == "table" and data.data
+    for i, model in ipairs(type(list) == "table" and list or {}) do
+        if type(model) == "table" and model.id == name then
+            return json.value(body, json.array(body, (json.member(body, 1, "data")))[i])
+        end
+    end
+end
+
 -- nil when the client may use the model that the path or the body names, else {status, nil, error}.
 -- asked: the body, see question.read.
 function models.refuses(client, path, asked)
@@ -42,7 +54,7 @@ function models.refuses(client, path, asked)
     end
     local wanted = path:match("^/v1/models/(.+)$")
     if wanted or path == "/v1/models" then
-        return wanted and not names[wanted] and unknown(wanted) or nil
+        return wanted and not names[wanted] and models.unknown(wanted) or nil
     elseif not asked or not asked.certain then -- which of two an engine takes is not known here
         return UNNAMED
     end
@@ -50,7 +62,7 @@ function models.refuses(client, path, asked)
     if type(found) ~= "string" then
         return UNNAMED
     end
-    return not names[found] and unknown(found) or nil
+    return not names[found] and models.unknown(found) or nil
 end
 
 -- The list of models without those that the client may not use; the rest stays as it is.

@@ -135,7 +135,7 @@ local function collector(entry, stream)
 end
 
 -- route: {choices, method}. request: see engine.ask; and hide_usage, where the client did not ask
--- for the usage of its stream. entry: where the answer is to be kept, if it is.
+-- for the usage of its stream; model, the one that is wanted of the list. entry: where the answer is to be kept, if it is.
 function relay.answer(request, route, entry)
     local ctx = ngx.ctx
     ctx.asked = ngx.now()
@@ -176,6 +176,12 @@ function relay.answer(request, route, entry)
         body, complete, ctx.usage = answer.whole(body)
     elseif route.method == "GET" then
         body = models.listed(ctx.client, ollama.plain_names(body))
+        if request.model then
+            body = models.one(body, request.model)
+            if not body then
+                return errors.refuse(models.unknown(request.model))
+            end
+        end
     end
     if complete and entry and entry.type == "application/json" and response.status == 200 then
         ctx.kept = cache.put(entry, body, ctx.policy)
