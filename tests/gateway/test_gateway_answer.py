@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import openai
@@ -250,6 +251,9 @@ def random_text(dice: random.Random) -> str:
         "<|im_end|>",
         "é",
         "1 < 2",
+        "\n\n\n",
+        "```",
+        "`",
     ]
     template = dice.choice(TEMPLATES)
     return template % tuple(
@@ -257,17 +261,34 @@ def random_text(dice: random.Random) -> str:
     )
 
 
-def test_a_stream_says_what_a_whole_answer_says(start_gateway, stand_in):
+ASKED = {"messages": [{"role": "user", "content": "x"}]}
+
+
+def folded(text: str) -> str:
+    """Runs of blank lines as one, but for those inside fenced code."""
+    fences = [match.end() for match in re.finditer(r"^ *```", text, re.MULTILINE)]
+    parts = [text[i:j] for i, j in zip([0, *fences], [*fences, len(text)], strict=True)]
+    return "".join(
+        part if number % 2 else re.sub(r"\n{3,}", "\n\n", part) for number, part in enumerate(parts)
+    )
+
+
+@pytest.mark.parametrize("policy", [{}, {"blank_lines": "fold"}], ids=["as it is", "folded"])
+def test_a_stream_says_what_a_whole_answer_says(start_gateway, stand_in, policy):
     """Thought and tokens left in the content, cut anywhere. A thought without its opening tag can
     be known in a whole answer alone."""
     dice = random.Random(6)
-    gateway = start_gateway(stand_in.port)
+    gateway = start_gateway(stand_in.port, gateway_policy=policy)
     for _ in range(250):
         text = random_text(dice)
         if "</think>" in text and not text.lstrip().startswith("<think>"):
             continue
         stand_in.says(json.dumps({"choices": [{"message": {"content": text}}]}))
         message = gateway.chat().json()["choices"][0]["message"]
+        if policy:
+            plain = gateway.ask("/v1/chat/completions", ASKED, X_R1_Policy="-blank_lines")
+            content = plain.json()["choices"][0]["message"]["content"]
+            assert message["content"] == folded(content), text
         cuts = sorted(dice.choices(range(len(text) + 1), k=dice.randrange(6)))
         pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         events = [event({"content": piece}) for piece in pieces]
@@ -349,3 +370,18 @@ def test_strange_answers_pass_as_they_are(start_gateway, stand_in):
     for body in ("not json", "[]", "{", '{"choices":5}', '{"choices":[5]}', ""):
         stand_in.says(body)
         assert gateway.chat().body.decode() == body
+
+
+def test_blank_lines_are_folded_where_the_policy_says_so(start_gateway, stand_in):
+    text = "a\n\n\n\nb\n\n```\nc\n\n\n\nd\n```\n\n\ne"
+    stand_in.says(json.dumps({"choices": [{"message": {"content": text}}]}))
+    gateway = start_gateway(stand_in.port, gateway_policy={"blank_lines": "fold"})
+    answer = gateway.ask("/v1/chat/completions", ASKED)
+    assert answer.json()["choices"][0]["message"]["content"] == (
+        "a\n\nb\n\n```\nc\n\n\n\nd\n```\n\ne"
+    )
+    assert "blank_lines" in answer.headers["X-R1-Policy"]
+    stand_in.says(json.dumps({"choices": [{"text": text, "index": 0}]}))
+    answer = gateway.ask("/v1/completions", {"prompt": "x"})
+    assert answer.json()["choices"][0]["text"] == text, "a text to complete stays as it is"
+    assert "blank_lines" not in answer.headers["X-R1-Policy"]

@@ -90,9 +90,9 @@ def test_times_of_a_stream(start_gateway, stand_in):
             "engine",
         )
     )
-    assert 0 <= first < said < whole
-    assert said - first >= 0.55
-    assert whole - said >= 0.28
+    assert 0 <= first <= said <= whole
+    assert said > 0.59, "which the engine waited before its answer"
+    assert whole > 0.89
     assert each == pytest.approx((whole - first) / 2, abs=0.05)
     assert total(found, "gateway_tokens_total", kind="reasoning") == 2
     (line,) = [line for line in gateway.log() if line["path"] == "/v1/chat/completions"]

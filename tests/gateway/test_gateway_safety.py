@@ -87,7 +87,8 @@ def door(start_gateway, stand_in):
 
 
 LOGGED = {"time", "id", "address", "client", "method", "path", "status", "bytes", "seconds"}
-LOGGED |= {"cache", "error"}
+LOGGED |= {"cache", "error", "upstream"}
+LOGGED |= {"model", "prompt_tokens", "completion_tokens", "first_token_seconds"}
 
 
 def asked(door):

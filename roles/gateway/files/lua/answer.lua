@@ -48,8 +48,8 @@ local function named(changes, part, raw)
 end
 
 -- What to change in a message, or in a choice of the completions route.
--- raw(key) gives a member's text as the engine wrote it.
-local function of_whole(part, raw)
+-- raw(key) gives a member's text as the engine wrote it. fold: see answer.whole.
+local function of_whole(part, raw, fold)
     local changes = {}
     local told = told_as(part)
     if told then
@@ -67,6 +67,9 @@ local function of_whole(part, raw)
                 named(changes, part, encode(thought))
                 after = said
             end
+            if fold and key == "content" then
+                after = think.folded()(after)
+            end
             if after ~= before then
                 changes[key] = encode(after)
             end
@@ -76,7 +79,7 @@ local function of_whole(part, raw)
 end
 
 -- What to change in a delta, or in a choice of the completions route's stream.
--- choice: what is known of this choice so far, {take, told}. seen: see answer.stream.
+-- choice: what is known of this choice so far, {take, told, folded}. seen: see answer.stream.
 local function of_piece(part, raw, choice, last, seen)
     local changes = {}
     local told = told_as(part)
@@ -89,6 +92,9 @@ local function of_piece(part, raw, choice, last, seen)
     local before = type(part[key]) == "string" and part[key] or ""
     if before ~= "" or last then
         local thought, said = choice.take(before, last)
+        if choice.folded and key == "content" then
+            said = choice.folded(said)
+        end
         if thought ~= "" then
             named(changes, {}, encode(thought))
         end
@@ -144,12 +150,15 @@ end
 
 -- A whole JSON answer of a route with choices. Returns its text in the one format, whether it is
 -- complete (valid, without an error, every choice finished), and its usage.
-function answer.whole(text)
+-- fold: whether runs of blank lines become one.
+function answer.whole(text, fold)
     local data = cjson.decode(text)
     if type(data) ~= "table" or type(data.choices) ~= "table" then
         return text, false
     end
-    local shaped, finished = reshape(text, data, of_whole)
+    local shaped, finished = reshape(text, data, function(part, raw)
+        return of_whole(part, raw, fold)
+    end)
     local usage = type(data.usage) == "table" and data.usage or nil
     return shaped, finished and (data.error == nil or data.error == cjson.null), usage
 end
@@ -161,8 +170,8 @@ local function failure(data)
     return errors.body(status and status >= 400 and status < 600 and status or 500, given)
 end
 
--- The events of one stream in the one format. hide_usage, seen: see answer.stream.
-local function events(hide_usage, seen)
+-- The events of one stream in the one format. hide_usage, fold, seen: see answer.stream.
+local function events(hide_usage, fold, seen)
     local choices, envelope = {}, {}
     local cut, closed = false, false -- an error or an end that is none; the stream's last word
     local alone -- whether the event at hand tells the usage and nothing else
@@ -171,7 +180,7 @@ local function events(hide_usage, seen)
         index = type(index) == "number" and index or 0
         if not choices[index] then
             local take, told = think.pieces(settings.unopened)
-            choices[index] = {take = take, told = told}
+            choices[index] = {take = take, told = told, folded = fold and think.folded()}
         end
         return choices[index]
     end
@@ -207,6 +216,7 @@ local function events(hide_usage, seen)
             if not choice.over then
                 cut = true
                 local thought, said = choice.take("", true)
+                said = choice.folded and choice.folded(said) or said
                 local delta = {content = said ~= "" and said or nil}
                 for _, name in ipairs(NAMES) do
                     delta[name] = thought ~= "" and thought or nil
@@ -242,13 +252,14 @@ end
 
 -- One stream in the one format, as it comes.
 -- hide_usage: the event that tells the usage is left out, because the client did not ask for it.
+-- fold: whether runs of blank lines become one.
 -- Returns {take, complete, seen}. take(bytes) returns the whole events among all that came so far;
 -- take(nil), at the end, what is left. complete() says whether every choice is finished, without an
 -- error, and the last word said. seen, as the stream goes on: pieces (of text, so far), said
 -- (whether one was no thought), usage (as the engine counted), usage_event (that tells only it).
-function answer.stream(hide_usage)
+function answer.stream(hide_usage, fold)
     local seen = {pieces = 0}
-    local shaped, held, complete = events(hide_usage, seen)
+    local shaped, held, complete = events(hide_usage, fold, seen)
     local rest = ""
     local function take(bytes)
         if not bytes then

@@ -183,10 +183,11 @@ local function serve()
     if refused then
         return errors.refuse(refused)
     end
-    local hide_usage
+    local hide_usage, fold
     if route.choices then
         local applied
-        body, applied, hide_usage = policy.apply(asked, rules, name == "/v1/chat/completions")
+        body, applied, hide_usage, fold = policy.apply(asked, rules,
+            name == "/v1/chat/completions")
         ctx.policy = #applied > 0 and table.concat(applied, ", ") or "none"
         ngx.header["X-R1-Policy"] = ctx.policy
         refused = ollama.refuses(body)
@@ -203,6 +204,7 @@ local function serve()
         accept = var.http_accept,
         body = body,
         hide_usage = hide_usage,
+        fold = fold,
     }, route, entry)
 end
 

@@ -14,8 +14,8 @@ local settings = {}
 local BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 local LENGTHS = {"max_tokens", "max_completion_tokens"}
 
--- given: any of sampling ({name = value}), system_prompt ("move"), history ("strip"), max_tokens
--- and max_tokens_ceiling (numbers). A rule that is not there is off.
+-- given: any of sampling ({name = value}), system_prompt ("move"), history ("strip"), blank_lines
+-- ("fold"), max_tokens and max_tokens_ceiling (numbers). A rule that is not there is off.
 function policy.init(given)
     settings = given
 end
@@ -230,10 +230,12 @@ local function ruled(asked, header, chat)
         changes.max_tokens = encode(settings.max_tokens)
         applied[#applied + 1] = "max_tokens"
     end
+    local fold = chat and rules.blank_lines ~= nil
+    applied[#applied + 1] = fold and "blank_lines" or nil
     -- Where it is no list of messages, the engine says what is wrong with it.
     local messages = chat and asked.place.messages and asked.place.messages.value
     changes.messages = messages and messages_of(asked.text, messages, rules, applied) or nil
-    return changes, applied
+    return changes, applied, fold
 end
 
 -- What makes a stream tell its usage, which limits, metrics and cache need: the new options in
@@ -251,18 +253,19 @@ local function usage_options(asked)
     return encode(options)
 end
 
--- The body as the model needs it, the names of the rules that changed it, and whether it is a
--- stream that is to hide its usage from the client, who did not ask for it.
+-- The body as the model needs it, the names of the rules that apply, whether it is a stream that is
+-- to hide its usage from the client, who did not ask for it, and whether the answer's blank lines
+-- are to be folded.
 -- asked: see question.read. chat: it has messages.
 function policy.apply(asked, header, chat)
-    local changes, applied = ruled(asked, header, chat)
+    local changes, applied, fold = ruled(asked, header, chat)
     changes.stream_options = usage_options(asked)
     if not next(changes) then
-        return asked.text, applied, false
+        return asked.text, applied, false, fold
     end
     local edits = {}
     json.change(asked.members, asked.close, changes, edits)
-    return json.apply(asked.text, edits), applied, changes.stream_options ~= nil
+    return json.apply(asked.text, edits), applied, changes.stream_options ~= nil, fold
 end
 
 return policy

@@ -135,7 +135,7 @@ local function collector(entry, stream)
 end
 
 -- route: {choices, method}. request: see engine.ask; and hide_usage, where the client did not ask
--- for the usage of its stream; model, the one that is wanted of the list. entry: where the answer is to be kept, if it is.
+-- for the usage of its stream; fold, see answer.whole; model, the one that is wanted of the list. entry: where the answer is to be kept, if it is.
 function relay.answer(request, route, entry)
     local ctx = ngx.ctx
     ctx.asked = ngx.now()
@@ -157,7 +157,7 @@ function relay.answer(request, route, entry)
         if not route.choices then
             return pass(response, plain, error_event)
         end
-        local stream = answer.stream(request.hide_usage)
+        local stream = answer.stream(request.hide_usage, request.fold)
         local keep = entry and entry.type == "text/event-stream"
             and collector(entry, stream)
         return pass(response, noting(stream), error_event, keep)
@@ -173,7 +173,7 @@ function relay.answer(request, route, entry)
     end
     local complete = false
     if route.choices then
-        body, complete, ctx.usage = answer.whole(body)
+        body, complete, ctx.usage = answer.whole(body, request.fold)
     elseif route.method == "GET" then
         body = models.listed(ctx.client, ollama.plain_names(body))
         if request.model then
