@@ -4,6 +4,7 @@
 local cjson = require "cjson.safe"
 local engine = require "gateway.engine"
 local errors = require "gateway.errors"
+local question = require "gateway.question"
 local upstreams = require "gateway.upstreams"
 
 local ollama = {}
@@ -14,19 +15,8 @@ function ollama.init(given)
     settings = next(given) and given
 end
 
--- A message's text: Ollama's own route takes no list of parts.
-local function text_of(content)
-    if type(content) ~= "table" then
-        return type(content) == "string" and content or ""
-    end
-    local parts = {}
-    for _, part in ipairs(content) do
-        parts[#parts + 1] = type(part) == "table" and part.text or nil
-    end
-    return table.concat(parts, "\n")
-end
-
--- The question in the words of Ollama's own route, which can say "too long".
+-- The question in the words of Ollama's own route, which can say "too long" and takes no list of
+-- parts.
 local function native(body)
     local asked = cjson.decode(body)
     if type(asked) ~= "table" then
@@ -38,7 +28,7 @@ local function native(body)
     if type(asked.messages) == "table" then
         request.messages = {}
         for i, message in ipairs(asked.messages) do
-            request.messages[i] = {role = message.role, content = text_of(message.content)}
+            request.messages[i] = {role = message.role, content = question.text_of(message.content)}
         end
         return "/api/chat", cjson.encode(request)
     elseif type(asked.prompt) == "string" then

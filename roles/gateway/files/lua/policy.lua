@@ -84,17 +84,6 @@ local function written(text, message)
     return "{" .. table.concat(members, ",") .. "}"
 end
 
-local function text_of(content)
-    if type(content) ~= "table" then
-        return type(content) == "string" and content or ""
-    end
-    local parts = {}
-    for _, part in ipairs(content) do
-        parts[#parts + 1] = type(part) == "table" and type(part.text) == "string" and part.text or nil
-    end
-    return table.concat(parts, "\n")
-end
-
 -- The same content with a text before it, or after it.
 local function joined(before, content, after)
     if type(content) ~= "table" then
@@ -117,7 +106,7 @@ local function without_system(text, messages)
     local told, kept = {}, {}
     for _, message in ipairs(messages) do
         if message.role == "system" or message.role == "developer" then
-            told[#told + 1] = text_of(content_of(text, message))
+            told[#told + 1] = question.text_of(content_of(text, message))
         else
             kept[#kept + 1] = message
         end

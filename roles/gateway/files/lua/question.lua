@@ -54,6 +54,18 @@ function question.raw(asked, name)
     return member and asked.text:sub(member.from, member.to)
 end
 
+-- The text of a message's content, decoded: a string, or a list of parts.
+function question.text_of(content)
+    if type(content) ~= "table" then
+        return type(content) == "string" and content or ""
+    end
+    local parts = {}
+    for _, part in ipairs(content) do
+        parts[#parts + 1] = type(part) == "table" and type(part.text) == "string" and part.text or nil
+    end
+    return table.concat(parts, "\n")
+end
+
 -- The key as any engine may read it: without escapes, in small letters. Go takes the long s and the
 -- Kelvin sign for s and k.
 local function folded(key)
