@@ -92,6 +92,20 @@ class RemoteBox(Box):
         run.result.ok()
         return run
 
+    def change_keys(self, running) -> None:
+        """Gives the first client a new key by its playbook; running(): what must stay as it is."""
+        before, old = running(), self.key()
+        assert self.play("keys, as they are", "playbooks/keys.yml").changed == 0
+        self.play("a new key", "playbooks/keys.yml", "-e", "rotate=default").result.ok()
+        assert self.key() != old
+        deadline = time.monotonic() + 20  # the gateway reloads by itself
+        while self.ask("/v1/models", key=old)[0] != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert self.ask("/v1/models", key=self.key())[0] == 200
+        assert running() == before
+        assert self.play("keys, again", "playbooks/keys.yml").changed == 0
+
     def report(self, name: str):
         return yaml.safe_load((self.folder / f"reports/gpu-box/{name}.json").read_text())
 

@@ -106,6 +106,10 @@ def test_a_service_that_dies_comes_back(built):
     assert built.deploy("after the crash").changed == 0
 
 
+def test_keys_change_by_their_playbook(built):
+    built.change_keys(lambda: containers(built))
+
+
 def test_metrics_are_for_the_host_alone(built):
     assert status(built, "/metrics") == "200"
     assert built.ask("/metrics")[0] == 403

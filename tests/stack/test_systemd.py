@@ -143,6 +143,10 @@ def test_a_change_touches_its_own_service_only(box):
     assert box.machine.run("pgrep -cf 'nginx: worker process$'").output.strip() == "2"
 
 
+def test_keys_change_by_their_playbook(box):
+    box.change_keys(lambda: pids(box))
+
+
 def test_a_change_that_was_written_and_not_applied_is_found(box):
     before = pids(box)
     # As a run leaves it that was killed before its last task.
