@@ -2,9 +2,10 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from gateway_parts import KEYS, reload, until, worker_pids
+from gateway_parts import KEYS, PLAN, reload, until, worker_pids
 from prometheus_client.parser import text_string_to_metric_families
 
 CHAT = {"model": "tiny-r1", "messages": [{"role": "user", "content": "x"}], "max_tokens": 50}
@@ -13,7 +14,7 @@ CHAT = {"model": "tiny-r1", "messages": [{"role": "user", "content": "x"}], "max
 def figures(gateway) -> dict:
     """{(name, labels as a sorted tuple): value}; the parser refuses what Prometheus would."""
     answer = gateway.ask("/metrics", key=None)
-    assert answer.headers["Content-Type"] == "text/plain"
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4"
     families = list(text_string_to_metric_families(answer.body.decode()))
     assert len({family.name for family in families}) == len(families)
     assert all(family.documentation and family.type != "unknown" for family in families)
@@ -52,7 +53,7 @@ def test_requests_and_tokens_of_a_real_engine(gateway):
     assert total(found, count, client="second", cache="MISS") == 1
     assert total(found, count, client="-", model="-", status="401", cache="-") == 1
     tokens = {
-        kind: total(found, "gateway_tokens_total", client="default", kind=kind)
+        kind: total(found, "gateway_tokens_total", client="default", model="tiny-r1", kind=kind)
         for kind in ("prompt", "completion")
     }
     assert tokens == {
@@ -112,6 +113,71 @@ def test_names_that_clients_make_up_are_no_labels(start_gateway, stand_in):
     assert total(found, "gateway_metrics_lost_total") == 0
 
 
+def test_ten_thousand_names_are_one_label(start_gateway, stand_in):
+    stand_in.says('{"choices":[]}')
+    gateway = start_gateway(stand_in.port)
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(
+            lambda i: gateway.ask("/v1/chat/completions", CHAT | {"model": f"made-up-{i}"}).status,
+            range(10_000),
+        )
+        assert set(answers) == {200}
+    found = settled(gateway, "gateway_requests_total", 10_000, model="other")
+    assert len(found) < 90
+    assert total(found, "gateway_metrics_lost_total") == 0
+    log = gateway.process.log.read_text()
+    assert "made-up" not in log and "made-up" not in str(found)
+
+
+def test_names_that_the_operator_gives_are_labels(start_gateway, stand_in):
+    stand_in.says('{"choices":[]}')
+    odd = 'a/"b"\\'
+    gateway = start_gateway(
+        stand_in.port, plan_result=PLAN | {"served_model_name": odd},
+        gateway_limits={"models": [odd, "a"]}, gateway_clients={"second": {"models": ["b"]}},
+    )  # fmt: skip
+    for model in (odd, "a", "b", "c"):
+        gateway.ask("/v1/chat/completions", CHAT | {"model": model})
+    as_php = json.dumps(CHAT | {"model": odd}).replace("a/", r"a\/")
+    gateway.ask("/v1/chat/completions", as_php.encode())
+    found = settled(gateway, "gateway_requests_total", 5, client="default")
+    for model, status, count in ((odd, 200, 2), ("a", 200, 1), ("b", 404, 1), ("other", 404, 1)):
+        own = {"client": "default", "model": model, "status": str(status)}
+        assert total(found, "gateway_requests_total", **own) == count, model
+
+
+@pytest.mark.parametrize("odd", ["-5", "1e999", "null", '"7"', "{}", "1e300"])
+def test_a_count_that_is_none_spoils_no_sum(start_gateway, stand_in, odd):
+    gateway = start_gateway(stand_in.port)
+    body = '{"choices":[{"message":{"content":"4"}}],"usage":'
+    body += '{"prompt_tokens":%s,"completion_tokens":%s,"completion_tokens_details":%s}}'
+    for told in ((odd, odd, f'{{"reasoning_tokens":{odd}}}'), (3, 3, '{"reasoning_tokens":3}'),
+                 (1, 1, odd)):  # fmt: skip
+        stand_in.says(body % told)
+        answer = gateway.ask("/v1/chat/completions", CHAT)
+        assert answer.body.decode() == body % told, "the client is told what the engine told"
+    found = settled(gateway, "gateway_requests_total", 3, status="200", client="default")
+    kinds = ("prompt", "completion", "reasoning")
+    assert [total(found, "gateway_tokens_total", kind=kind) for kind in kinds] == [4, 4, 3]
+
+
+def test_a_stream_that_the_client_leaves(start_gateway, stand_in):
+    """What came of it counts; what takes until its end is not known."""
+    event = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+    stand_in.streams(event, event, threading.Event())
+    gateway = start_gateway(stand_in.port)
+    connection, response = gateway.open("/v1/chat/completions", CHAT | {"stream": True})
+    for _ in range(3):
+        response.readline()
+    response.close()
+    connection.close()
+    found = settled(gateway, "gateway_requests_total", 1, client="default")
+    assert total(found, "gateway_tokens_total", model="tiny-r1", kind="completion") == 2
+    assert total(found, "gateway_tokens_total", kind="prompt") == 0
+    assert total(found, "gateway_time_to_first_token_seconds_count") == 1
+    assert total(found, "gateway_time_per_output_token_seconds_count") == 0
+
+
 def test_what_goes_on_now(start_gateway, redis, stand_in):
     may_end = threading.Event()
     stand_in.streams(b"data: {}\n\n", may_end)
@@ -143,6 +209,32 @@ def test_upstreams_up_and_down(start_gateway, stand_in, free_port):
     gateway = start_gateway(free_port())
     assert ("gateway_upstream_up", (("upstream", "engine"),)) in figures(gateway)
     assert total(figures(gateway), "gateway_upstream_up") == 0
+
+
+def test_each_of_several_engines(start_gateway, stand_in, free_port):
+    stand_in.health = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    may_end = threading.Event()
+    stand_in.streams(b'data: {"choices":[]}\n\n', may_end)
+    down = {"name": "b", "address": "127.0.0.1", "port": free_port(), "health": "/health"}
+    gateway = start_gateway(stand_in.port, gateway_upstreams=[down])
+    connection, response = gateway.open("/v1/chat/completions", CHAT | {"stream": True})
+    response.readline()
+    found = figures(gateway)
+    for what in ("up", "running"):
+        assert total(found, f"gateway_upstream_{what}", upstream="engine") == 1
+        assert total(found, f"gateway_upstream_{what}", upstream="b") == 0
+    may_end.set()
+    connection.close()
+
+
+def test_a_figure_that_fails_leaves_the_others(start_gateway, stand_in):
+    gateway = start_gateway(stand_in.port)
+    broken = 'require("gateway.queue").depth = function() error("oh") end '
+    reload(gateway, "init_worker_by_lua_block {", "init_worker_by_lua_block { " + broken)
+    found = figures(gateway)
+    assert ("gateway_requests_waiting", ()) not in found
+    assert ("gateway_requests_running", ()) in found and ("gateway_redis_up", ()) in found
+    assert "gateway_requests_waiting" in gateway.process.log.read_text()
 
 
 def test_workers_and_reloads_count_together(start_gateway, stand_in):

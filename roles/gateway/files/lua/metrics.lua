@@ -1,6 +1,6 @@
 -- Figures for Prometheus, and one line of JSON on stdout for each request. Neither holds a prompt, an
--- answer or a key. Labels have few values: clients are those of api_keys, a model is the served one
--- or "other".
+-- answer or a key. Labels have few values: clients are those of api_keys, a model is one that is
+-- served or that the settings name, or "other".
 
 local cjson = require "cjson.safe"
 local ffi = require "ffi"
@@ -14,7 +14,9 @@ ffi.cdef "long write(int descriptor, const void *bytes, size_t count);"
 local counters = ngx.shared.gateway_metrics
 
 local metrics = {}
-local models = {} -- by their names in JSON
+local models = {} -- as labels, by their names in JSON
+
+local LOST = "gateway_metrics_lost_total"
 
 -- Bounds of buckets in seconds: of whole answers and of the way to their first words; of one token.
 local LONG = {0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
@@ -23,9 +25,9 @@ local SHORT = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1}
 -- What is counted as requests end.
 local COUNTERS = {
     {"gateway_requests_total", "Requests by client, model, route, status and cache result."},
-    {"gateway_tokens_total", "Tokens by client and kind, as the engine counted them. Those of"
-        .. " reasoning are among those of completions, where the engine tells them."},
-    {"gateway_metrics_lost_total", "Figures that found no room in the gateway's memory."},
+    {"gateway_tokens_total", "Tokens by client, model and kind, as the engine counted them. Those"
+        .. " of reasoning are among those of completions, where the engine tells them."},
+    {LOST, "Figures that found no room in the gateway's memory."},
 }
 local HISTOGRAMS = {
     {"gateway_engine_seconds", LONG, "Seconds from the question to the last byte of the engine."},
@@ -36,6 +38,15 @@ local HISTOGRAMS = {
     {"gateway_time_per_output_token_seconds", SHORT, "Seconds between two tokens of a stream, after"
         .. " the first."},
 }
+-- What upstreams tell of themselves under this name, a line for each.
+local function of_upstreams(what)
+    local lines = {}
+    for i, one in ipairs(upstreams.state()) do
+        lines[i] = {('{upstream="%s"}'):format(one.name), one[what]}
+    end
+    return lines
+end
+
 -- What is read when somebody asks: a function that returns {labels or "", value} for each line.
 local GAUGES = {
     {"gateway_requests_running", "Requests at the engines.", function()
@@ -46,11 +57,10 @@ local GAUGES = {
     end},
     {"gateway_upstream_up", "Whether an engine, or the cloud, can answer.", function()
         health.refresh()
-        local lines = {}
-        for i, one in ipairs(upstreams.state()) do
-            lines[i] = {('{upstream="%s"}'):format(one.name), one.up}
-        end
-        return lines
+        return of_upstreams("up")
+    end},
+    {"gateway_upstream_running", "Requests at each, where there are several.", function()
+        return upstreams.several() and of_upstreams("running") or {}
     end},
     {"gateway_redis_up", "Whether the cache can be used.", function()
         return {{"", cache.state() == "up" and 1 or 0}}
@@ -60,11 +70,14 @@ local GAUGES = {
     end},
 }
 
--- names: of the models that are served.
+-- names: of the models that become labels.
 function metrics.init(names)
     for _, name in ipairs(names) do
-        models[cjson.encode(name):gsub("\\/", "/")] = name
+        local raw = cjson.encode(name)
+        local label = name:gsub('[\\"]', "\\%0"):gsub("\n", "\\n")
+        models[raw], models[(raw:gsub("\\/", "/"))] = label, label
     end
+    counters:safe_add(LOST, 0) -- while there is room
 end
 
 -- A figure that is there is never given up for a new one.
@@ -80,7 +93,7 @@ local function add(name, value)
         end
     end
     if err then
-        counters:incr("gateway_metrics_lost_total", 1, 0)
+        counters:incr(LOST, 1)
     end
 end
 
@@ -134,7 +147,11 @@ function metrics.text()
     end
     for _, gauge in ipairs(GAUGES) do
         title(lines, gauge[1], "gauge", gauge[2])
-        for _, read in ipairs(gauge[3]()) do
+        local ok, found = pcall(gauge[3])
+        if not ok then -- the rest is still worth reading
+            ngx.log(ngx.ERR, "metrics: ", gauge[1], ": ", found)
+        end
+        for _, read in ipairs(ok and found or {}) do
             line(lines, gauge[1] .. read[1], read[2])
         end
     end
@@ -158,14 +175,19 @@ local function number(value)
     return type(value) == "number" and value > 0 and value < 1e9 and value or nil
 end
 
--- {kind = tokens}, as far as the engine told them.
-local function tokens_of(usage)
-    local details = usage and usage.completion_tokens_details
-    return usage and {
+-- {kind = tokens}, as far as the engine told them; of a stream that the client left, as many of the
+-- answer as came, about.
+local function tokens_of(ctx)
+    local usage = ctx.usage
+    if not usage then
+        return {completion = number(ctx.pieces)}
+    end
+    local details = usage.completion_tokens_details
+    return {
         prompt = number(usage.prompt_tokens),
         completion = number(usage.completion_tokens),
         reasoning = type(details) == "table" and number(details.reasoning_tokens) or nil,
-    } or {}
+    }
 end
 
 -- What the engine took for an answer; times as relay noted them.
@@ -195,9 +217,10 @@ function metrics.log()
     local model = ctx.model and (models[ctx.model] or "other") or "-"
     add(('gateway_requests_total{client="%s",model="%s",route="%s",status="%s",cache="%s"}'):format(
         ctx.client or "-", model, ctx.route or "other", var.status, cached), 1)
-    local tokens = tokens_of(ctx.usage)
+    local tokens = tokens_of(ctx)
     for kind, count in pairs(tokens) do
-        add(('gateway_tokens_total{client="%s",kind="%s"}'):format(ctx.client, kind), count)
+        add(('gateway_tokens_total{client="%s",model="%s",kind="%s"}'):format(
+            ctx.client, model, kind), count)
     end
     if ctx.asked then
         observe_engine(ctx, tokens)

@@ -63,13 +63,16 @@ local function pass(response, shape, end_with, keep)
     while true do
         local bytes, err = response.read()
         if not bytes then
+            if not err then
+                ngx.update_time()
+                ngx.ctx.answered = ngx.now()
+            end
             local rest = err and end_with and end_with(fail(err)) or shape(nil)
             if not err and keep then
                 keep(rest)
                 keep(nil)
             end
             relay.landed()
-            ngx.ctx.answered = not err and ngx.now() or nil
             if rest ~= "" then
                 ngx.print(rest)
             end
