@@ -5,6 +5,18 @@ import asyncio
 import openai
 
 ASK = [{"role": "user", "content": "What is 2+2?"}]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds two numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
+            "required": ["a", "b"],
+        },
+    },
+}
 THOUGHT, ANSWER = "2+2 equals 4", "2 + 2 = 4."
 
 
@@ -14,6 +26,7 @@ def check(url: str, key: str) -> None:
     assert client.models.retrieve("tiny-r1").id == "tiny-r1"
     whole(client)
     streamed(client)
+    with_tools(client)
     asyncio.run(at_once(url, key))
     errors(url, key)
 
@@ -61,6 +74,19 @@ def streamed(client) -> None:
         assert bool(chunks[-1].usage) == bool(options)
     with client.chat.completions.with_streaming_response.create(**asked(stream=True)) as raw:
         assert raw.headers["content-type"].startswith("text/event-stream")
+
+
+def with_tools(client) -> None:
+    """Tools may be sent: the answer is well formed, or says that they are not for this model."""
+    try:
+        answer = client.chat.completions.create(**asked(tools=[TOOL]))
+    except openai.BadRequestError as refusal:
+        assert "tool" in refusal.message
+        return
+    choice = answer.choices[0]
+    assert choice.finish_reason in ("stop", "length", "tool_calls")
+    assert bool(choice.message.tool_calls) == (choice.finish_reason == "tool_calls")
+    assert choice.message.content or choice.message.tool_calls
 
 
 async def at_once(url: str, key: str) -> None:

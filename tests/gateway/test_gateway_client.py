@@ -1,24 +1,16 @@
 """OpenAI's own client, through the gateway; before Ollama and vLLM it is in their own tests."""
 
 import json
+from pathlib import Path
 
 import openai
 import openai_client
 import pytest
 from gateway_parts import KEYS
+from openai_client import TOOL
 
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Adds two numbers.",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
-            "required": ["a", "b"],
-        },
-    },
-}
+# What a real llama-server with SmolLM2 135M said when it had to call a function.
+RECORDED = Path(__file__).parent / "recorded"
 
 
 def client_of(gateway):
@@ -65,6 +57,42 @@ def test_tool_calls_of_a_stream_come_as_they_are(start_gateway, stand_in):
     assert all(event in raw for event in sent[2:]), "byte for byte"
 
 
+def test_a_tool_call_and_its_result(start_gateway, stand_in):
+    """The call comes to the client byte for byte; the engine gets it back with its result."""
+    body = (RECORDED / "tool_call.json").read_bytes()
+    stand_in.says(body)
+    client = client_of(start_gateway(stand_in.port)).chat.completions
+    asked = openai_client.asked(tools=[TOOL], tool_choice="required")
+    raw = client.with_raw_response.create(**asked)
+    assert raw.content == body
+    choice = raw.parse().choices[0]
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "weather")
+    assert json.loads(call.function.arguments) == {"city": "Rome"}
+    messages = [
+        *asked["messages"],
+        choice.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
+    ]
+    client.create(**openai_client.asked(messages=messages, tools=[TOOL]))
+    first, second = (json.loads(received) for _, received in stand_in.requests)
+    assert first["tool_choice"] == "required" and first["tools"] == second["tools"] == [TOOL]
+    assert second["messages"] == messages
+
+
+def test_a_tool_call_in_a_stream(start_gateway, stand_in):
+    body = (RECORDED / "tool_call.sse").read_bytes()
+    stand_in.streams(*[event + b"\n\n" for event in body.rstrip().split(b"\n\n")])
+    gateway = start_gateway(stand_in.port)
+    asked = openai_client.asked(tools=[TOOL], tool_choice="required")
+    assert gateway.ask("/v1/chat/completions", asked | {"stream": True}).body == body
+    with client_of(gateway).chat.completions.stream(**asked) as events:
+        choice = events.get_final_completion().choices[0]
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "weather")
+    assert json.loads(call.function.arguments) == {"city": "Rome"}
+
+
 def test_logprobs_come_as_they_are(start_gateway, stand_in):
     token = {"token": "4", "logprob": -0.000012345678901234567, "bytes": [52], "top_logprobs": []}
     choice = {"index": 0, "delta": {"content": "4"}, "finish_reason": None}
@@ -95,3 +123,40 @@ def test_a_limit_is_raised(start_gateway, stand_in):
         client.chat.completions.create(**openai_client.asked())
     assert caught.value.code == "rate_limit_exceeded"
     assert caught.value.response.headers["retry-after"]
+
+
+# what the engine answers, and what the client raises
+FAILURES = {
+    "400 Bad Request": openai.BadRequestError,
+    "404 Not Found": openai.NotFoundError,
+    "422 Odd": openai.UnprocessableEntityError,
+    "429 Busy": openai.RateLimitError,
+    "500 Oops": openai.InternalServerError,
+    "503 Busy": openai.InternalServerError,
+    "401 Unauthorized": openai.InternalServerError,  # the gateway's key: no fault of the client
+}
+
+
+def test_failures_of_engines_are_the_clients_exceptions(start_gateway, stand_in):
+    client = client_of(start_gateway(stand_in.port))
+    for status, exception in FAILURES.items():
+        stand_in.says('{"error":{"message":"it broke"}}', status)
+        for stream in (False, True):
+            with pytest.raises(exception) as caught:
+                client.chat.completions.create(**openai_client.asked(stream=stream))
+            assert type(caught.value) is exception
+            assert isinstance(caught.value.code, str) and isinstance(caught.value.type, str)
+
+
+def test_no_engine_is_the_servers_error(start_gateway, free_port):
+    client = client_of(start_gateway(free_port()))
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(**openai_client.asked())
+    assert (caught.value.status_code, caught.value.code) == (502, "engine_unavailable")
+
+
+def test_a_model_that_is_not_allowed_is_not_found(start_gateway, stand_in):
+    client = client_of(start_gateway(stand_in.port, gateway_limits={"models": ["tiny-r1"]}))
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(**openai_client.asked(model="other"))
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")

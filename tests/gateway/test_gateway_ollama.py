@@ -2,26 +2,35 @@
 
 import json
 import os
+import re
 import subprocess
 import urllib.request
 from pathlib import Path
 
 import openai_client
 import pytest
-from gateway_parts import KEYS, PLAN, REPO, listens
+from gateway_parts import KEYS, PLAN, REPO, Role, listens
 
 CONTEXT = 256
+# A template of one's own, with which Ollama does not find the thought of a stream.
+SIMPLE = """{{ range .Messages }}<｜User｜>{{ .Content }}{{ end }}<｜Assistant｜><think>
+{{ if .Thinking }}{{ end }}"""
 MODELFILE = """\
 FROM GGUF
-TEMPLATE \"\"\"{{ range .Messages }}<｜User｜>{{ .Content }}{{ end }}<｜Assistant｜><think>
-{{ if .Thinking }}{{ end }}\"\"\"
+TEMPLATE \"\"\"TEXT\"\"\"
 PARAMETER num_ctx CONTEXT
 PARAMETER num_predict 64
 """
 
 
-@pytest.fixture
-def ollama(background, free_port, tmp_path, tiny_gguf):
+def as_deployed() -> str:
+    """The template that the role gives its models."""
+    plan = PLAN | {"engine": "ollama", "prompt": {"forced_think": True}}
+    return Role("ollama", plan_result=plan).variable("__ollama_template")
+
+
+@pytest.fixture(params=["simple"])
+def ollama(request, background, free_port, tmp_path, tiny_gguf):
     """A real Ollama that serves tiny-r1 with a short context; its port."""
     built = subprocess.run(
         [REPO / "tests/tools/build_ollama"], check=True, stdout=subprocess.PIPE, text=True
@@ -34,9 +43,10 @@ def ollama(background, free_port, tmp_path, tiny_gguf):
         "HOME": str(tmp_path),
     }
     background([program, "serve"], ready=lambda: listens(port), env=environment)
-    (tmp_path / "Modelfile").write_text(
-        MODELFILE.replace("GGUF", str(tiny_gguf)).replace("CONTEXT", str(CONTEXT))
-    )
+    template = SIMPLE if request.param == "simple" else as_deployed()
+    words = {"GGUF": str(tiny_gguf), "TEXT": template, "CONTEXT": str(CONTEXT)}
+    modelfile = re.sub("|".join(words), lambda found: words[found[0]], MODELFILE)
+    (tmp_path / "Modelfile").write_text(modelfile)
     create = [program, "create", "tiny-r1", "-f", tmp_path / "Modelfile"]
     subprocess.run(create, check=True, env=environment, capture_output=True)
     return port
@@ -81,8 +91,10 @@ def test_models_have_the_names_that_requests_use(gateway):
     assert gateway.ask("/v1/models/tiny-r1").json()["id"] == "tiny-r1"
 
 
-def test_openais_client(start_gateway, redis, ollama):
-    """With this template Ollama leaves thoughts in the content of streams."""
+@pytest.mark.parametrize(
+    ("ollama", "unopened"), [("as deployed", False), ("simple", True)], indirect=["ollama"]
+)
+def test_openais_client(start_gateway, redis, ollama, unopened):
     plan = PLAN | {"engine": "ollama", "max_model_len": CONTEXT}
-    gateway = start_gateway(ollama, plan_result=plan, gateway_unopened_think=True)
+    gateway = start_gateway(ollama, plan_result=plan, gateway_unopened_think=unopened)
     openai_client.check(gateway.url, KEYS[0]["key"])
