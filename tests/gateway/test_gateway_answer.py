@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 from pathlib import Path
 
 import openai
@@ -261,18 +260,6 @@ def random_text(dice: random.Random) -> str:
     )
 
 
-ASKED = {"messages": [{"role": "user", "content": "x"}]}
-
-
-def folded(text: str) -> str:
-    """Runs of blank lines as one, but for those inside fenced code."""
-    fences = [match.end() for match in re.finditer(r"^ *```", text, re.MULTILINE)]
-    parts = [text[i:j] for i, j in zip([0, *fences], [*fences, len(text)], strict=True)]
-    return "".join(
-        part if number % 2 else re.sub(r"\n{3,}", "\n\n", part) for number, part in enumerate(parts)
-    )
-
-
 @pytest.mark.parametrize("policy", [{}, {"blank_lines": "fold"}], ids=["as it is", "folded"])
 def test_a_stream_says_what_a_whole_answer_says(start_gateway, stand_in, policy):
     """Thought and tokens left in the content, cut anywhere. A thought without its opening tag can
@@ -285,10 +272,6 @@ def test_a_stream_says_what_a_whole_answer_says(start_gateway, stand_in, policy)
             continue
         stand_in.says(json.dumps({"choices": [{"message": {"content": text}}]}))
         message = gateway.chat().json()["choices"][0]["message"]
-        if policy:
-            plain = gateway.ask("/v1/chat/completions", ASKED, X_R1_Policy="-blank_lines")
-            content = plain.json()["choices"][0]["message"]["content"]
-            assert message["content"] == folded(content), text
         cuts = sorted(dice.choices(range(len(text) + 1), k=dice.randrange(6)))
         pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         events = [event({"content": piece}) for piece in pieces]
@@ -372,16 +355,133 @@ def test_strange_answers_pass_as_they_are(start_gateway, stand_in):
         assert gateway.chat().body.decode() == body
 
 
+FOLDED = [  # before and after
+    ("a\n\n\n\nb", "a\n\nb"),
+    ("\n\n\n\na\n\n\n", "\n\na\n\n"),
+    ("a  \n \t\n\r\n   \n    b  c", "a  \n \t\n    b  c"),
+    ("a\r\n\r\n\r\n\r\nb", "a\r\n\r\nb"),
+    ("a\n\nb\nc\n\nd", "a\n\nb\nc\n\nd"),
+    ("a\n\n\n   ", "a\n\n   "),
+    ("a\n\n\n\u3000\n\n\nb", "a\n\n\u3000\n\nb"),
+    ("```py\na\n\n\n\nb\n```\n\n\n\nc", "```py\na\n\n\n\nb\n```\n\nc"),
+    ("~~~\n\n\n\n```\n\n\n\n~~~~ \n\n\n\n", "~~~\n\n\n\n```\n\n\n\n~~~~ \n\n"),
+    ("````\n```\n\n\n\n````\n\n\nx", "````\n```\n\n\n\n````\n\nx"),
+    ("1. x\n   - ```\n     a\n\n\n\n     ```\n\n\n", "1. x\n   - ```\n     a\n\n\n\n     ```\n\n"),
+    ("> ```\n> a\n\n\n\n> ```\n\n\n", "> ```\n> a\n\n\n\n> ```\n\n"),
+    ("```inline```\n\n\n\nb", "```inline```\n\nb"),
+    ("so ```\n\n\n\nb", "so ```\n\nb"),
+    ("x" * 300 + "\n\n\n```" + "y" * 300 + "\n\n\n", "x" * 300 + "\n\n```" + "y" * 300 + "\n\n\n"),
+]
+
+
 def test_blank_lines_are_folded_where_the_policy_says_so(start_gateway, stand_in):
-    text = "a\n\n\n\nb\n\n```\nc\n\n\n\nd\n```\n\n\ne"
-    stand_in.says(json.dumps({"choices": [{"message": {"content": text}}]}))
+    folds = start_gateway(stand_in.port, gateway_policy={"blank_lines": "fold"})
+    leaves = start_gateway(stand_in.port)
+    for before, after in FOLDED:
+        answer = {"choices": [{"message": {"content": before, "reasoning": "a\n\n\n\nb"}}]}
+        stand_in.says(json.dumps(answer))
+        found = folds.chat()
+        assert found.json()["choices"][0]["message"]["content"] == after
+        assert found.json()["choices"][0]["message"]["reasoning"] == "a\n\n\n\nb"
+        assert "blank_lines" in found.headers["X-R1-Policy"]
+        found = leaves.chat()
+        assert found.json()["choices"][0]["message"]["content"] == before
+        assert "blank_lines" not in found.headers["X-R1-Policy"]
+        body = {"messages": [], "model": "tiny-r1"}
+        found = folds.ask("/v1/chat/completions", body, X_R1_Policy="-blank_lines")
+        assert found.json()["choices"][0]["message"]["content"] == before
+
+
+def test_blank_lines_of_a_text_to_complete_stay(start_gateway, stand_in):
     gateway = start_gateway(stand_in.port, gateway_policy={"blank_lines": "fold"})
-    answer = gateway.ask("/v1/chat/completions", ASKED)
-    assert answer.json()["choices"][0]["message"]["content"] == (
-        "a\n\nb\n\n```\nc\n\n\n\nd\n```\n\ne"
-    )
-    assert "blank_lines" in answer.headers["X-R1-Policy"]
-    stand_in.says(json.dumps({"choices": [{"text": text, "index": 0}]}))
+    body = '{"choices":[{"text":"a\\n\\n\\n\\nb","finish_reason":"stop"}]}'
+    stand_in.says(body)
     answer = gateway.ask("/v1/completions", {"prompt": "x"})
-    assert answer.json()["choices"][0]["text"] == text, "a text to complete stays as it is"
+    assert answer.body.decode() == body
     assert "blank_lines" not in answer.headers["X-R1-Policy"]
+
+
+def test_blank_lines_in_a_stream_as_in_a_whole_answer(start_gateway, stand_in):
+    """Cut anywhere, with thoughts and leaked tokens around."""
+    dice = random.Random(9)
+    gateway = start_gateway(stand_in.port, gateway_policy={"blank_lines": "fold"})
+    bits = [
+        "\n",
+        "\n\n",
+        "\n\n\n",
+        " ",
+        "\t",
+        "\r\n",
+        "a",
+        "é",
+        "```",
+        "~~~",
+        "> ",
+        "- ",
+        "```py\n",
+        END,
+    ]
+    texts = [before for before, _ in FOLDED] + ["x\n\n\n  <｜", f"x\n\n\n{END}\n\n"]
+    for _ in range(200):
+        texts.append("".join(dice.choices(bits, k=dice.randrange(1, 20))))
+        texts.append("<think>a\n\n\n\nb</think>\n\n\n" + texts[-1])
+    folded = 0
+    for text in texts:
+        stand_in.says(json.dumps({"choices": [{"message": {"content": text}}]}))
+        message = gateway.chat().json()["choices"][0]["message"]
+        folded += len(message["content"]) < len(text)
+        places = range(len(text) + 1)
+        cuts = dice.choice([list(places), sorted(dice.choices(places, k=dice.randrange(6)))])
+        pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        last = dice.choice([event({}, "stop"), b""])
+        stand_in.streams(b"".join(event({"content": piece}) for piece in pieces), last + DONE)
+        body = gateway.chat(stream=True).body
+        for key in ("reasoning", "content"):
+            assert joined(body, key) == message.get(key, ""), (text, pieces, body)
+    assert folded > 100
+
+
+# As vLLM writes them: spacing, order, escapes, numbers and members that nobody else knows.
+EXACT = [
+    b'{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}',
+    b'{"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": "4\\/2 \\u00e9"},'
+    b' "logprobs": {"content": [{"token": "4", "logprob": -1.10e-05, "bytes": [52], '
+    b'"top_logprobs": [{"token":"\\n\\n","logprob":-9999.0,"bytes":[10,10]}]}],'
+    b' "refusal": null}, "finish_reason": null, "token_ids":[9]}]}',
+    b'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"call_1","type":"function",'
+    b'"function":{"name":"weather","arguments":""}}]}}]}',
+    b'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":'
+    b'"{\\"city\\": \\"\\u6771\\u4eac <think>\\\\n\\n\\n\\n\\"}"}}]},"logprobs":null}]}',
+    b'{"choices":[{"index":0,"delta":{"content":null},"finish_reason":"tool_calls","stop_reason":null}],'
+    b'"system_fingerprint":"fp","big":9007199254740993}',
+    b'{"choices":[],"usage":{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2,'
+    b'"prompt_tokens_details":null,"completion_tokens_details":{"reasoning_tokens":1}}}',
+    b"[DONE]",
+]
+
+
+@pytest.mark.parametrize("fold", [None, "fold"])
+def test_logprobs_and_tool_calls_of_a_stream_byte_for_byte(start_gateway, stand_in, fold):
+    gateway = start_gateway(stand_in.port, gateway_policy={"blank_lines": fold})
+    stream = b"".join(b"data: %s\n\n" % chunk for chunk in EXACT)
+    for size in (len(stream), 7):
+        stand_in.streams(*[stream[i : i + size] for i in range(0, len(stream), size)])
+        stand_in.pieces = [piece for piece in stand_in.pieces if isinstance(piece, bytes)]
+        answer = gateway.chat(stream=True, stream_options={"include_usage": True})
+        assert answer.body == stream
+
+
+@pytest.mark.parametrize("fold", [None, "fold"])
+def test_logprobs_and_tool_calls_of_a_whole_answer_byte_for_byte(start_gateway, stand_in, fold):
+    gateway = start_gateway(stand_in.port, gateway_policy={"blank_lines": fold})
+    whole = (
+        b'{"id" : "chatcmpl-tool-1","object":"chat.completion","choices":[{"index":0,"message":{'
+        b'"role":"assistant","content":null,"tool_calls":[{"id":"call_1","type":"function","function":'
+        b'{"name":"weather","arguments":"{\\"city\\":\\"\\u6771\\n\\n\\n\\n\\"}"}}],"function_call":null},'
+        b'"logprobs":{"content":[{"token":"\\u003c","logprob":-0.0,"bytes":[60],"top_logprobs":[]}]},'
+        b'"finish_reason":"tool_calls","stop_reason":128008}],"usage":{"prompt_tokens":12,'
+        b'"completion_tokens":3,"completion_tokens_details":{"reasoning_tokens":0}},"kv":1E400}'
+    )
+    stand_in.says(whole)
+    assert gateway.chat().body == whole

@@ -4,6 +4,7 @@
 -- DeepSeek), `reasoning` (Ollama, vLLM), or leave <think>...</think> in the content.
 
 local cjson = require "cjson.safe"
+local blank = require "gateway.blank"
 local errors = require "gateway.errors"
 local json = require "gateway.json"
 local think = require "gateway.think"
@@ -68,7 +69,7 @@ local function of_whole(part, raw, fold)
                 after = said
             end
             if fold and key == "content" then
-                after = think.folded()(after)
+                after = blank.fold(after)
             end
             if after ~= before then
                 changes[key] = encode(after)
@@ -93,7 +94,7 @@ local function of_piece(part, raw, choice, last, seen)
     if before ~= "" or last then
         local thought, said = choice.take(before, last)
         if choice.folded and key == "content" then
-            said = choice.folded(said)
+            said = choice.folded(said, last)
         end
         if thought ~= "" then
             named(changes, {}, encode(thought))
@@ -180,7 +181,7 @@ local function events(hide_usage, fold, seen)
         index = type(index) == "number" and index or 0
         if not choices[index] then
             local take, told = think.pieces(settings.unopened)
-            choices[index] = {take = take, told = told, folded = fold and think.folded()}
+            choices[index] = {take = take, told = told, folded = fold and blank.folded()}
         end
         return choices[index]
     end
@@ -216,7 +217,7 @@ local function events(hide_usage, fold, seen)
             if not choice.over then
                 cut = true
                 local thought, said = choice.take("", true)
-                said = choice.folded and choice.folded(said) or said
+                said = choice.folded and choice.folded(said, true) or said
                 local delta = {content = said ~= "" and said or nil}
                 for _, name in ipairs(NAMES) do
                     delta[name] = thought ~= "" and thought or nil

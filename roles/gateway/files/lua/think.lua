@@ -1,5 +1,5 @@
--- What engines leave in the text of an answer: the chain of thought between tags, special tokens of
--- the template at its end, runs of blank lines. Text only; JSON is the module answer's.
+-- What engines leave in the text of an answer: the chain of thought between tags, and special
+-- tokens of the template at its end. Text only; JSON is the module answer's.
 
 local think = {}
 
@@ -171,39 +171,6 @@ function think.pieces(unopened)
         if phase == "start" then
             phase = "answer"
         end
-    end
-end
-
--- A function that takes the next piece of a text and returns it without blank lines beyond one, but
--- for those inside fenced code.
-function think.folded()
-    local run, ticks, code = 0, 0, false -- line ends in a row; ticks that this line begins with
-    return function(text)
-        if text:find("^[^\n`]+$") then
-            run, ticks = 0, -1
-            return text
-        end
-        local out, from = {}, 1
-        for at = 1, #text do
-            local byte = text:byte(at)
-            if byte == 10 then
-                run, ticks = run + 1, 0
-                if run > 2 and not code then
-                    out[#out + 1] = text:sub(from, at - 1)
-                    from = at + 1
-                end
-            else
-                run = 0
-                if byte == 96 and ticks >= 0 then
-                    ticks = ticks + 1
-                    code = code ~= (ticks == 3)
-                elseif byte ~= 32 or ticks ~= 0 then -- a fence may be indented
-                    ticks = -1
-                end
-            end
-        end
-        out[#out + 1] = text:sub(from)
-        return table.concat(out)
     end
 end
 
