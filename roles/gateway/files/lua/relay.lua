@@ -138,7 +138,8 @@ local function collector(entry, stream)
 end
 
 -- route: {choices, method}. request: see engine.ask; and hide_usage, where the client did not ask
--- for the usage of its stream; fold, see answer.whole; model, the one that is wanted of the list. entry: where the answer is to be kept, if it is.
+-- for the usage of its stream; fold, see answer.whole; model, the one that is wanted of the list.
+-- entry: where the answer is to be kept, if it is.
 function relay.answer(request, route, entry)
     local ctx = ngx.ctx
     ctx.asked = ngx.now()
