@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from gateway_parts import ENGINE_KEY, KEYS
+from gateway_parts import ENGINE_KEY, KEYS, until
 
 AUTH = b"Authorization: Bearer key-of-default\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -70,7 +70,7 @@ def door(start_gateway, stand_in):
     gateway = start_gateway(stand_in.port, gateway_cache_ttl=0)
     gateway.engine = stand_in
     gateway.policy = gateway.role.variable("__gateway_policy")
-    before = workers(gateway)
+    before = until(lambda: workers(gateway))
     yield gateway
     stand_in.says(json.dumps(SAID))
     answer = gateway.chat()

@@ -129,6 +129,8 @@ checks:
 LEAK = re.compile(r"</?think>|<[|｜][^<>|｜]{1,40}[|｜]>")
 # A gateway that refuses connections for this long is not merely starting.
 UNREACHABLE_AFTER = 20
+# On a busy machine Redis may be slower than the gateway waits, which leaves it alone for 5 s then.
+SLOW_REDIS_SECONDS = 6
 # A tiny model's stream is over within 50 ms. On a busy machine this program may not run in that
 # time and then finds all of it at once, so one such try proves nothing.
 SHORT_STREAM_TRIES = 10
@@ -326,6 +328,9 @@ class Visit:
             **more,
         }
         return json.dumps(request).encode()
+
+    def ask_again(self):
+        return self.door.ask("POST", "/v1/chat/completions", self.chat(), key=self.door.key)
 
     def logs(self, service="engine"):
         return f"`deepseek-r1 logs {service}`"
@@ -587,12 +592,20 @@ def check_stream(visit):
     return told
 
 
+def cache_words(*answers):
+    return [answer.headers.get("X-Cache", "absent") for answer in answers]
+
+
 def check_cache(visit):
     first = visit.completion
     if first is None:
         raise Failed("not tried", "the completion failed", "see the check completion")
-    second = visit.door.ask("POST", "/v1/chat/completions", visit.chat(), key=visit.door.key)
-    said = [answer.headers.get("X-Cache", "absent") for answer in (first, second)]
+    second = visit.ask_again()
+    if visit.params["cache"] and "BYPASS" in cache_words(first, second):
+        time.sleep(SLOW_REDIS_SECONDS)
+        visit.seed += 1
+        first, second = visit.ask_again(), visit.ask_again()
+    said = cache_words(first, second)
     told = f"X-Cache {said[0]} in {first.seconds:.3f} s, then {said[1]} in {second.seconds:.3f} s"
     if not visit.params["cache"]:
         return f"switched off by gateway_cache_ttl=0; {told}"
