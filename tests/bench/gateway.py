@@ -121,6 +121,7 @@ class Bench:
             "gateway_port": GATEWAY, "engine_port": ENGINE, "gateway_address": "127.0.0.1",
             "secrets_api_keys": KEYS, "secrets_engine_key": "x", "__gateway_user": USER,
             "gateway_workers": 1, "gateway_connections": 8192,
+            "gateway_engine_requests": 2 * STREAMS,
         }  # fmt: skip
         role = Role("gateway", **paths, **settings)
         role.write()

@@ -475,12 +475,18 @@ def test_sizes(start_gateway, redis, stand_in):
     assert gateway.chat("x" * 2_000_000, temperature=0).cache == "BYPASS"  # spilled to a file
 
 
-def test_the_next_request_finds_the_answer_of_a_slow_redis(start_gateway, redis, stand_in):
-    gateway = start_gateway(stand_in.port)
-    stand_in.says(COMPLETE % 1)
+@pytest.mark.parametrize("text", ["short", "x" * 100_000])
+def test_the_next_request_finds_the_answer_of_a_slow_redis(start_gateway, redis, stand_in, text):
+    """Also on another gateway."""
+    gateways = [start_gateway(stand_in.port) for _ in range(2)]
+    stand_in.says('{"choices":[{"finish_reason":"stop","text":"%s"}]}' % text)
     pause = ("CLIENT", "PAUSE", "30", "WRITE")  # milliseconds; reads go on
-    assert command(redis, "--user", "pauses", "--pass", "any", "--no-auth-warning", *pause) == "OK"
-    assert [gateway.chat(temperature=0).cache for _ in range(2)] == ["MISS", "HIT"]
+    words = ("--user", "pauses", "--pass", "any", "--no-auth-warning", *pause)
+    for number in range(5):
+        assert command(redis, *words) == "OK"
+        asked = [gateways[i].chat(str(number), temperature=0).cache for i in (0, 0, 1, 1)]
+        assert asked == ["MISS", "HIT", "HIT", "HIT"]
+    assert len(stand_in.requests) == 5
 
 
 def test_entries_expire(start_gateway, redis, counting):
@@ -606,9 +612,11 @@ def test_a_damaged_entry_is_none(start_gateway, background, free_port, stand_in,
     port = free_port()
     argv = ["/usr/bin/redis-server", "--port", port, "--bind", "127.0.0.1", "--save", ""]
     background(argv, ready=lambda: listens(port), cwd=tmp_path)
-    gateway = start_gateway(stand_in.port, gateway_redis=f"127.0.0.1:{port}")
+    other, gateway = (
+        start_gateway(stand_in.port, gateway_redis=f"127.0.0.1:{port}") for _ in range(2)
+    )
     stand_in.says('{"choices":[{"finish_reason":"stop","text":"%s"}]}' % ("two words " * 2000))
-    assert gateway.chat(temperature=0).cache == "MISS"
+    assert [one.chat(temperature=0).cache for one in (other, other)] == ["MISS", "HIT"]
 
     def ask(*words) -> bytes:
         with socket.create_connection(("127.0.0.1", port)) as connection:

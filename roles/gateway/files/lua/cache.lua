@@ -114,7 +114,7 @@ function cache.entry(client, route, content_type, wishes, asked)
     local key = "r1:" .. hash.hex(hash.sha256(table.concat(parts)))
     return {
         key = key, form = form, usage = usage, type = TYPES[form],
-        no_cache = wishes.no_cache, max_age = wishes.max_age,
+        no_cache = wishes.no_cache, max_age = wishes.max_age, only = wishes.only,
     }
 end
 
@@ -166,6 +166,11 @@ local function store(entry, found)
     return {"SET", entry.key .. entry.form, written(found), "EX", seconds}
 end
 
+-- Keeps this near; false where it is too large. value: as Redis has it.
+local function hold(name, value)
+    return #value <= NEAR_BYTES and near:set(name, value, NEAR_SECONDS)
+end
+
 -- The answer of the other form in this one, or nil where something would get lost.
 local function converted(entry, other)
     local body, from, to
@@ -179,50 +184,31 @@ local function converted(entry, other)
     }
 end
 
--- What Redis has under this name, or had a moment ago; nil where it fails.
-local function fetch(name)
-    local value = near:get(name)
-    if value then
-        return value
-    end
-    value = redis.ask("GET", name)
-    if value and value ~= ngx.null and #value <= NEAR_BYTES then
-        near:set(name, value, NEAR_SECONDS)
-    end
-    return value
-end
-
 -- To be called when another answer has been stored.
 local function forget(entry)
     near:delete(entry.key .. JSON)
     near:delete(entry.key .. EVENTS)
 end
 
--- The answer in the form that is asked for, where it is stored so: {body, type, policy, age (s)}, or
--- nil; and what to say in X-Cache.
-function cache.get(entry)
-    if not entry or entry.no_cache then
-        return nil, "BYPASS"
-    end
-    local value = fetch(entry.key .. entry.form)
-    if value == nil then
-        return nil, "BYPASS"
-    end
-    local found = read(entry, value)
-    found = found and replay(entry, found)
-    return found, found and "HIT" or "MISS"
+-- The answer {body, type, policy, age (s)} that was found or stored here a moment ago, or nil.
+function cache.near(entry)
+    local own = read(entry, near:get(entry.key .. entry.form))
+    return own and replay(entry, own)
 end
 
--- The answer in whatever form it is stored, or nil. commands: what Redis is asked just before, in
+-- The answer in whatever form Redis has it, or nil. commands: what Redis is asked just before, in
 -- the same trip; their replies are returned, too.
 function cache.look(entry, commands)
     commands[#commands + 1] = {"GET", entry.key .. entry.form}
     commands[#commands + 1] = {"GET", entry.key .. OTHER[entry.form]}
     local replies = redis.pipeline(commands) or {}
     local other = read(entry, table.remove(replies))
-    local own = read(entry, table.remove(replies))
+    local value = table.remove(replies)
+    local own = read(entry, value)
     local found = own and replay(entry, own)
-    if not found and other then
+    if found then
+        hold(entry.key .. entry.form, value)
+    elseif other then
         other = converted(entry, other)
         found = other and replay(entry, other)
         if found then
@@ -238,8 +224,10 @@ function cache.takes(size)
     return size <= settings.max_bytes
 end
 
--- Stores an answer. Call it before the client gets the answer, so that its next request finds it:
--- Redis reads a long command in several turns, and may serve another connection between them.
+-- Stores an answer. Call it before the client gets the answer, so that its next request finds it
+-- here; or, on another gateway, finds its lock, which goes when the answer is in Redis. What is not
+-- kept here must be in Redis first, which reads a long command in several turns, and may serve
+-- another connection between them.
 -- usage: the event that tells the usage of a stream, where it is known; it is kept also for a client
 -- who does not get it, for those who ask otherwise. Returns whether the answer is kept.
 function cache.put(entry, body, policy, usage)
@@ -259,10 +247,15 @@ function cache.put(entry, body, policy, usage)
     local commands = {store(entry, {
         body = body, at = ngx.now(), from = from or 0, to = to or 0, policy = policy,
     })}
-    if entry.no_cache or entry.max_age then -- a new answer to a question
+    local new = entry.no_cache or entry.max_age -- another answer may be there
+    if new then
         commands[2] = {"DEL", entry.key .. OTHER[entry.form]}
     end
     commands[#commands + 1] = entry.unlock
+    if not new and redis.up() and hold(entry.key .. entry.form, commands[1][3]) then
+        redis.later(commands)
+        return true
+    end
     local replies = redis.pipeline(commands)
     forget(entry)
     return replies ~= nil

@@ -40,10 +40,14 @@ local function lead(entry, lock, token)
     end
 end
 
--- Returns an answer as cache.get does, which was stored in another form or came while this one
--- waited; or nil and, for the one that is to ask the engine for all, what to call when that is done.
+-- Returns an answer as cache.near does, which was stored or came while this one waited; or nil and,
+-- for the one that is to ask the engine for all, what to call when that is done.
 -- seconds: how long to wait for another one's answer.
 function flight.enter(entry, seconds)
+    local near = cache.near(entry)
+    if near or entry.only then
+        return near or (cache.look(entry, {}))
+    end
     local lock, token = entry.key .. ":lock", ngx.var.request_id
     local deadline = ngx.now() + seconds
     for attempt = 1, math.huge do
@@ -54,7 +58,7 @@ function flight.enter(entry, seconds)
         local taken, holder = replies[1], replies[2]
         if found then
             if taken == "OK" then
-                redis.ask("DEL", lock)
+                redis.later({{"DEL", lock}})
             end
             return found
         elseif taken == "OK" then

@@ -124,8 +124,8 @@ local function from_cache(client, path, asked, rules)
     local entry = asked and limit.of(client).cache ~= false and cache.entry(
         client, path .. " " .. (rules or ""), var.http_content_type, wishes, asked) or nil
     local found
-    found, ctx.cache = cache.get(entry)
-    if ctx.cache == "MISS" and not wishes.only then
+    ctx.cache = "BYPASS"
+    if entry and not entry.no_cache then
         found, ctx.landed = flight.enter(entry, engine.patience())
         ctx.cache = found and "HIT" or cache.state() == "up" and "MISS" or "BYPASS"
     end

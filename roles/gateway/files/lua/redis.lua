@@ -93,6 +93,16 @@ function redis.pipeline(commands)
     state:set("redis_down", true, BREAK_SECONDS)
 end
 
+-- As redis.pipeline, for a request that need not wait for it, nor for a reply.
+function redis.later(commands)
+    local function ask()
+        redis.pipeline(commands)
+    end
+    if not ngx.timer.at(0, ask) then -- nginx has as many timers as it may have
+        ask()
+    end
+end
+
 -- The reply to one command, or nil.
 function redis.ask(...)
     local replies = redis.pipeline({{...}})
