@@ -207,6 +207,7 @@ class StandIn:
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True
             allow_reuse_address = True
+            request_queue_size = 1024
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]

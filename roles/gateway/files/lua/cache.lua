@@ -135,7 +135,7 @@ local function read(entry, value)
     local at, size, from, to, policy, start =
         value:match("^(%d+%.%d+) (%d+) (%d+) (%d+) ([^\n]*)\n()")
     at, size = tonumber(at), tonumber(size)
-    if not at or ngx.now() - at > (entry.max_age or settings.ttl) or size > settings.max_bytes then
+    if not at or ngx.now() - at >= (entry.max_age or settings.ttl) or size > settings.max_bytes then
         return nil
     end
     local body = value:sub(start)
