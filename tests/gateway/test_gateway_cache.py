@@ -482,7 +482,7 @@ def test_sizes(start_gateway, redis, stand_in):
 def test_the_next_request_finds_the_answer_of_a_slow_redis(start_gateway, redis, stand_in, text):
     """Also on another gateway."""
     gateways = [start_gateway(stand_in.port) for _ in range(2)]
-    stand_in.says('{"choices":[{"finish_reason":"stop","text":"%s"}]}' % text)
+    stand_in.says(json.dumps({"choices": [{"finish_reason": "stop", "text": text}]}))
     pause = ("CLIENT", "PAUSE", "30", "WRITE")  # milliseconds; reads go on
     words = ("--user", "pauses", "--pass", "any", "--no-auth-warning", *pause)
     for number in range(5):
