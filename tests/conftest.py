@@ -1,6 +1,7 @@
 """What more than one test needs: real programs at pinned versions, free ports, the tiny model."""
 
 import importlib.util
+import random
 import socket
 import subprocess
 import sys
@@ -39,14 +40,20 @@ def tiny_gguf() -> Path:
     return REPO / "roles/model/files/tiny-r1/tiny-r1-q4_k_m.gguf"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port():
-    """Return a function that gives a TCP port nobody listens on."""
+    """Return a function that gives a TCP port nobody listens on, and another one each time. It is
+    none that the kernel gives to whoever connects somewhere before the test listens on it."""
+    given = set()
 
     def pick() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        while True:
+            port = random.SystemRandom().randrange(lowest - 12000, lowest)
+            with socket.socket() as probe:
+                if port not in given and probe.connect_ex(("127.0.0.1", port)) != 0:
+                    given.add(port)
+                    return port
 
     return pick
 

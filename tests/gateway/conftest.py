@@ -150,11 +150,9 @@ def start_gateway(background, paths, free_port):
 
 
 @pytest.fixture(scope="session")
-def llama(llama_server_binary, tiny_gguf, tmp_path_factory):
+def llama(llama_server_binary, tiny_gguf, tmp_path_factory, free_port):
     """A real llama-server with the tiny model; its port. One for all tests."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     argv = [llama_server_binary, "--model", tiny_gguf, "--alias", "tiny-r1", "--jinja"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--api-key", ENGINE_KEY]
     argv += ["--ctx-size", "16384", "--parallel", "2", "--threads", "2", "--metrics"]

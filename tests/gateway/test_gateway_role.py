@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -218,7 +217,7 @@ def play(tmp_path, paths, *extra, **settings) -> str:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def played(tmp_path_factory, free_port):
     """The roles, played as a dry run, for real, and again; their output and folder."""
     if os.getuid() != 0:
         pytest.skip("the roles give files to root")
@@ -226,10 +225,7 @@ def played(tmp_path_factory):
     paths = {f"r1_{name}": str(folder / name) for name in ("etc", "run", "log")}
     for part in ("etc/gateway", "etc/redis", "run/gateway", "run/redis"):
         (folder / part).mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = {"gateway_tls": "self_signed", "gateway_port": port}
+    settings = {"gateway_tls": "self_signed", "gateway_port": free_port()}
     settings["gateway_server_names"] = ["gpu-box.example", "127.0.0.1", "::1"]
     settings["gateway_upstreams"] = [UPSTREAM]
     dry = play(folder, paths, "--check", **settings)

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,12 +17,6 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 CONTEXT = 1024
-
-
-def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def call(url, body=None, method=None):
@@ -57,7 +50,7 @@ def ollama_binary():
 
 
 @pytest.fixture(scope="session")
-def settings():
+def settings(free_port):
     """What earlier roles hand to the role ollama."""
     return {
         "plan_result": {
@@ -77,7 +70,7 @@ def settings():
         "r1_gpu_environment": {},
         "r1_engine_bind": "127.0.0.1",
         "r1_engine_memory_mib": 1024,
-        "engine_port": port(),
+        "engine_port": free_port(),
         "model_path": str(REPO / "roles/model/files/tiny-r1/tiny-r1-q4_k_m.gguf"),
     }
 
@@ -182,9 +175,9 @@ http {{ access_log {root}/access.log; server {{ listen 127.0.0.1:{blobs}; root {
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory):
+def registry(tmp_path_factory, free_port):
     """Debian's docker-registry; like Ollama's own it sends clients elsewhere for the blobs."""
-    root, where = tmp_path_factory.mktemp("registry"), {"port": port(), "blobs": port()}
+    root, where = tmp_path_factory.mktemp("registry"), {"port": free_port(), "blobs": free_port()}
     (root / "config.yml").write_text(REGISTRY.format(root=root, **where))
     (root / "nginx.conf").write_text(BLOBS.format(root=root, **where))
     log = root / "log"

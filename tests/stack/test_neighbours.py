@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import sys
 
 import pytest
@@ -162,11 +161,9 @@ def test_an_ollama_that_is_adopted(host, ollama_binary):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_ports_of_containers_are_known(repo, tmp_path, ours):
+def test_ports_of_containers_are_known(repo, tmp_path, free_port, ours):
     """The gateway's own container is no stranger on its port; another one is."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ["--publish", f"127.0.0.1:{port}:80", "--label"]
     options.append(f"com.docker.compose.project={'deepseek-r1' if ours else 'shop'}")
     arguments = {"data_path": "/var/lib/deepseek-r1", "ports": [str(port)]}
