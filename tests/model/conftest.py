@@ -103,7 +103,12 @@ def arguments(folder: Path, download: dict, **more) -> str:
         "hub_venv": str(REPO / ".cache/hub-venv/hub"),
         "requirements": {
             name: (REPO / f"roles/model/files/requirements-{name}.txt").read_text()
-            for name in ("huggingface", "modelscope")
+            for name in ("huggingface", "modelscope", "quantize")
+        },
+        "quantizer": {
+            "program": (REPO / "roles/model/files/quantize.py").read_text(),
+            "text": (REPO / "roles/model/files/perplexity.txt").read_text(),
+            "calibration": (REPO / "roles/model/files/calibration.txt").read_text(),
         },
         **more,
     }

@@ -175,3 +175,61 @@ def test_auto_takes_what_a_hub_that_answers_has():
     assert told in str(found["reasons"])
     there = plan({"modelscope": UP, "huggingface": DOWN}, ["deepseek-r1-32b/fp8"], gpus=[H100])
     assert there["precision"] == "fp8", "what is on the host needs no hub"
+
+
+def test_what_no_hub_has_is_made_from_the_checkpoint():
+    asked = {"model": "deepseek-r1-1.5b", "precision": "q6_k"}
+    found = plan({"modelscope": DOWN, "huggingface": UP}, **asked)
+    assert found["fits"] and found["engine"] == "llamacpp"
+    download = found["download"]
+    assert download["source"] == "quantize"
+    assert download["files"][0]["path"] == "deepseek-r1-1.5b-q6_k.gguf"
+    assert download["revision"] == "first, llama.cpp-b10434"
+    checkpoint = download["from"]
+    assert (checkpoint["source"], checkpoint["precision"]) == ("huggingface", "bf16")
+    assert checkpoint["repository"] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    # The checkpoint, one file of 16 bits, and the result.
+    assert found["disk_bytes"] > 2 * checkpoint["bytes"] + download["bytes"]
+    said = "no hub has deepseek-r1-1.5b q6_k, so it is made on the host from bf16"
+    assert said in " ".join(found["reasons"])
+
+
+def test_what_a_hub_has_is_not_made():
+    found = plan({"modelscope": UP}, model="deepseek-r1-1.5b", precision="q5_k_m")
+    assert found["download"]["source"] == "modelscope"
+
+
+def test_a_pinned_checkpoint_is_part_of_what_is_made():
+    sources = [{"source": "huggingface", "repository": "a/b", "revision": "c0ffee"}]
+    shape = CATALOGUE["deepseek-r1-1.5b"]["shape"]
+    own = {"shape": shape, "precisions": {"bf16": {"sources": sources}}, "pre_tokenizer": "qwen2"}
+    found = plan({"huggingface": UP}, model="mine", precision="q4_0", models={"mine": own})
+    assert found["download"]["revision"] == "c0ffee, llama.cpp-b10434"
+    assert found["download"]["pre_tokenizer"] == "qwen2"
+
+
+def test_what_was_made_needs_no_hub():
+    asked = {"model": "deepseek-r1-1.5b", "precision": "q6_k"}
+    hubs = {"modelscope": DOWN, "huggingface": DOWN}
+    found = plan(hubs, present=["deepseek-r1-1.5b/q6_k"], disk=100, **asked)
+    assert found["fits"] and not found["problems"]
+    assert found["download"]["source"] == "quantize"
+
+
+def test_nothing_is_made_while_no_hub_answers():
+    hubs = {"modelscope": DOWN, "huggingface": DOWN}
+    found = plan(hubs, model="deepseek-r1-1.5b", precision="q6_k")
+    assert "Hugging Face at https://hub.example does not answer" in found["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("model", "disk", "said"),
+    [
+        ("deepseek-r1-14b", 100_000, "to make it from bf16 takes 28.5 GiB of RAM, more than"),
+        ("deepseek-r1-1.5b", 5_000, "deepseek-r1-1.5b q6_k needs 8.9 GiB of disk"),
+    ],
+)
+def test_no_room_to_make_it(model, disk, said):
+    found = plan({"huggingface": UP}, disk=disk, model=model, precision="q6_k")
+    assert not found["fits"]
+    assert said in found["problems"][0]

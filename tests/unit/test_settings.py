@@ -55,6 +55,7 @@ CLOUD = {
         ("gateway_clients", {"a": {"concurrent_streams": 2, "cache": False}, "b": {}}),
         ("gateway_engine_requests", 0),
         ("gateway_queue", "auto"),
+        ("model_max_perplexity_ratio", 1.05),
     ],
 )
 def test_right_values(checks, specs, name, value):
@@ -119,6 +120,7 @@ def test_right_values(checks, specs, name, value):
         ("gateway_clients", {"a": {"cache": "no"}}, "has cache 'no' for a", "true or false"),
         ("gateway_engine_requests", -1, "neither auto nor", "0 or more"),
         ("gateway_queue", "many", "neither auto nor", "0 or more"),
+        ("model_max_perplexity_ratio", 0.9, "neither auto nor", "1.1"),
         ("model_sources", ["modelscop"], "modelscope, huggingface", "a list"),
         ("plan_hardware", {"gpu": []}, "gpu", "a mapping"),
         ("plan_hardware", {"gpus": [{"name": 1, "memory": 2}]}, "memory", "a mapping"),

@@ -27,6 +27,12 @@ EXAMPLES = "See the module."
 RETURN = "See the module."
 
 FILES = Path(__file__).resolve().parents[1] / "files"
+PHASES = {
+    "checking": "checking SHA-256",
+    "converting": "converting to one file of 16 bits",
+    "quantizing": "quantizing",
+    "comparing": "comparing the result with the checkpoint",
+}
 FIRST_LOOK, LAST_LOOK = 1, 5  # seconds between two looks at the progress
 SILENT = 900  # a fetch that says nothing for so many seconds is dead
 
@@ -50,9 +56,10 @@ class Meter:
         phase, source = state.get("phase"), state.get("source")
         new, self.phase = phase != self.phase, phase
         if phase == "installing":
-            return f"{self.model}: installing the client of {source}" if new else None
-        if phase == "checking":
-            return f"{self.model}: checking SHA-256" if new else None
+            what = "what quantizes" if source == "quantize" else f"the client of {source}"
+            return f"{self.model}: installing {what}" if new else None
+        if phase in PHASES:
+            return f"{self.model}: {PHASES[phase]}" if new else None
         if phase != "fetching" or not state["total"]:
             return None
         done, total = state["done"], state["total"]
@@ -79,11 +86,16 @@ class ActionModule(ActionBase):
         result = self._module({**args, "defer": True}, task_vars)
         if result.get("transfer"):
             args["staged"] = self._carry(result["transfer"])
-            result = self._module(args, task_vars)
-        elif result.get("deferred"):
+            result = self._module({**args, "defer": True}, task_vars)
+        if result.get("deferred"):
             args["requirements"] = {
                 name: (FILES / f"requirements-{name}.txt").read_text(encoding="utf-8")
-                for name in ("huggingface", "modelscope")
+                for name in ("huggingface", "modelscope", "quantize")
+            }
+            args["quantizer"] = {
+                "program": (FILES / "quantize.py").read_text(encoding="utf-8"),
+                "text": (FILES / "perplexity.txt").read_text(encoding="utf-8"),
+                "calibration": (FILES / "calibration.txt").read_text(encoding="utf-8"),
             }
             result = self._watch(args, result["progress"], task_vars)
         return result
@@ -93,9 +105,11 @@ class ActionModule(ActionBase):
             module_name="model_files", module_args=args, task_vars=task_vars, **options
         )
 
-    @staticmethod
-    def _with_listed_folders(download):
+    @classmethod
+    def _with_listed_folders(cls, download):
         """Name the files of a folder on the controller, which the module may be unable to see."""
+        if isinstance(download, dict) and download.get("source") == "quantize":
+            return {**download, "from": cls._with_listed_folders(download["from"])}
         if not isinstance(download, dict) or download.get("source") != "file":
             return download
         base = Path(download.get("repository") or "")

@@ -51,12 +51,15 @@ options:
     required: true
   download:
     description: >
-      What to fetch: C(source) (bundled, file, http, huggingface, modelscope, ollama),
+      What to fetch: C(source) (bundled, file, http, huggingface, modelscope, ollama, quantize),
       C(repository), C(revision), C(files) (list of C(path), C(bytes), C(sha256); a path may be a
       pattern where the source has a list; no files means all) and C(alternatives), a list of the
       same, tried when the first does not deliver. Of a C(file) source the repository is the
       absolute path of the file or folder; of C(http) it is the URL of the folder, whose
-      C(SHA256SUMS), if there is one, lists the files that carry no C(sha256) here.
+      C(SHA256SUMS), if there is one, lists the files that carry no C(sha256) here. Of C(quantize)
+      there is also C(from), a dict of the same with its C(precision): the checkpoint, which is
+      brought first and goes again where it was brought for this alone; C(bytes) of the result,
+      C(memory_bytes) that it takes to make it, and C(pre_tokenizer).
     type: dict
     required: true
   verify:
@@ -66,6 +69,22 @@ options:
   shipped:
     description: Folder of the bundled models. The action plugin fills it in.
     type: path
+  max_perplexity_ratio:
+    description: >
+      How much more perplexity a quantized model may have than its checkpoint; 0 is a value for
+      each precision.
+    type: float
+    default: 0
+  keep_quantizer:
+    description: Keep the environment of 5 GB that quantizes, for the next model.
+    type: bool
+    default: false
+  quantizer:
+    description: >
+      C(program) that quantizes, C(text) to compare by and C(calibration). The action plugin fills
+      it in.
+    type: dict
+    default: {}
   staged:
     description: >
       Files that the action plugin has carried to this host: path on the controller to path here.
@@ -154,6 +173,12 @@ transfer:
   type: list
   elements: str
   returned: when needed
+quality:
+  description: >
+    Of a model that was quantized here: C(perplexity), C(source_perplexity), C(bits_per_weight),
+    C(answer), C(source_answer).
+  type: dict
+  returned: when the model was quantized here
 progress:
   description: File that tells how far a running fetch is.
   type: str
@@ -367,6 +392,11 @@ def same_on_another_hub(source, marker):
     )
 
 
+def available_memory():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+
+
 class Progress:
     """A small file that says how far and how fast we are, rewritten about once a second."""
 
@@ -417,9 +447,9 @@ class Stalled:
 
 
 class Fetch:
-    def __init__(self, module):
+    def __init__(self, module, args=None):
         self.module = module
-        self.args = module.params
+        self.args = args or module.params
         precision = self.args["precision"]
         root = module.tmpdir if self.args["list_only"] else self.args["root"]
         self.home = Path(root, self.args["model"])
@@ -432,7 +462,7 @@ class Fetch:
         self.pins = read_json(self.pins_path, {})
         self.progress = Progress(self.partial / "progress.json")
         self.lock = self.revision = None
-        self.fetched = 0
+        self.fetched, self.quality = 0, None
         first = self.args["download"]
         self.sources = [first, *(first.get("alternatives") or [])]
         self.verified = {}
@@ -579,12 +609,17 @@ class Fetch:
     def carried_first(self):
         """Paths that only the controller has."""
         source = self.sources[0]
+        if source["source"] == "quantize":
+            inner = self.checkpoint(source)
+            marker = inner.marker()
+            whole = inner.satisfied(marker, inner.good_files(marker))
+            return [] if whole else inner.carried_first()
         if source["source"] not in LOCAL:
             return []
         paths = [self.local_path(source, file["path"]) for file in self.wanted(source)]
         if source["source"] == "file" and not paths:
             paths = [Path(source["repository"])]
-        return [str(path) for path in paths if not path.exists()]
+        return [str(path) for path in paths if not self.here(path).exists()]
 
     def takes_long(self):
         source = self.sources[0]
@@ -625,12 +660,13 @@ class Fetch:
                 continue
             for reason in reasons:
                 self.module.warn("Source skipped: " + reason)
-            return {
+            marker = {
                 "source": source["source"],
                 "repository": source.get("repository"),
                 "revision": source.get("revision"),
                 "files": files,
             }
+            return dict(marker, quality=self.quality) if self.quality else marker
         raise Fatal(
             "No source delivered {} {}. {} What was fetched is kept; run again to go on.".format(
                 self.args["model"], self.args["precision"], " ".join(reasons)
@@ -648,8 +684,11 @@ class Fetch:
             return self.listed_by_ollama(source)
         if kind == "http":
             return self.listed_by_http(source)
+        if kind == "quantize":
+            return self.placed(source, [dict(source["files"][0], bytes=source["bytes"])])
         raise Fatal(
-            f"Unknown source '{kind}'. Known: bundled, file, http, huggingface, modelscope, ollama."
+            f"Unknown source '{kind}'. Known: bundled, file, http, huggingface, modelscope, "
+            "ollama, quantize."
         )
 
     def from_source(self, source):
@@ -1102,6 +1141,8 @@ class Fetch:
             if source["source"] in LOCAL:
                 for file in todo:
                     self.by_copy(file, tell)
+            elif source["source"] == "quantize":
+                self.by_quantizing(source, files, missing)
             else:
                 self.by_client(source, todo, tell)
         except OSError as error:
@@ -1131,6 +1172,101 @@ class Fetch:
                     copy.write(block)
                     tell()
         part.replace(self.raw_path(file))
+
+    # Quantize
+
+    def checkpoint(self, source):
+        """The fetch of what is quantized, with the same lock, progress and pins."""
+        given = source["from"]
+        args = dict(self.args, precision=given["precision"], download=given, defer=False)
+        inner = Fetch(self.module, args)
+        inner.lock, inner.progress, inner.pins = self.lock, self.progress, self.pins
+        return inner
+
+    def by_quantizing(self, source, files, missing):
+        """Both lists get the files that were made in place of the one they hold."""
+        inner = self.checkpoint(source)
+        self.require_room_to_quantize(source, inner)
+        # Whether the checkpoint came for this alone has to outlive a killed run.
+        ours = self.partial / "checkpoint-is-ours"
+        if not inner.marker():
+            ours.touch()
+        checkpoint = inner.run()["model_path"]
+        self.fetched += inner.fetched
+        python = self.client_python("quantize")
+        made = self.partial / "made"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        one_file = files[0]["path"].endswith(".gguf")
+        wide = self.partial / "wide.gguf"
+        request = {
+            "checkpoint": checkpoint,
+            "wide": str(wide),
+            "narrow": str(made / files[0]["path"] if one_file else made),
+            "precision": self.args["precision"],
+            "pre_tokenizer": source.get("pre_tokenizer") or "",
+            "threads": len(os.sched_getaffinity(0)),
+            "calibration": self.args["quantizer"]["calibration"],
+            "text": self.args["quantizer"]["text"],
+            "most": self.args["max_perplexity_ratio"],
+        }
+        if one_file:
+            self.quantizer(python, "convert", request, "converting")
+            self.quantizer(python, "quantize", request, "quantizing")
+            self.quality = self.quantizer(python, "check", request, "comparing")
+            wide.unlink()
+        else:
+            self.quantizer(python, "compress", request, "quantizing")
+            self.quality = self.quantizer(python, "compare", request, "comparing")
+        found = sorted(path for path in made.rglob("*") if path.is_file())
+        new = self.placed(
+            source,
+            [{"path": str(p.relative_to(made)), "bytes": p.stat().st_size} for p in found],
+        )
+        for file in new:
+            self.raw_path(file).parent.mkdir(parents=True, exist_ok=True)
+            (made / file["path"]).replace(self.raw_path(file))
+            self.settle_pin(source, file)
+        files[:], missing[:] = new, new
+        if not self.args["keep_quantizer"]:
+            shutil.rmtree(python.parents[1], ignore_errors=True)
+        if ours.exists():
+            shutil.rmtree(inner.final)
+
+    def quantizer(self, python, action, request, phase):
+        self.progress.tell(force=True, phase=phase)
+        environment = dict(os.environ, GGML_VK_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
+        # Behind all else: the host may be serving.
+        command = ["nice", python, "-I", "-c", self.args["quantizer"]["program"], action]
+        _code, output = self.child(command, request, environment, self.progress.tell)
+        try:
+            answer = json.loads(output.strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            self.no_room(errno.ENOSPC if "No space left" in output else None)
+            raise Fatal(f"{phase} failed: {output.strip()[-900:]}") from None
+        if "error" in answer:
+            raise Fatal(answer["error"])
+        return answer
+
+    def require_room_to_quantize(self, source, inner):
+        """The disk holds the checkpoint, a file of 16 bits and the result at once; the memory
+        holds the checkpoint when the two are compared."""
+        size = source["from"]["bytes"]
+        need = size + source["bytes"] + (0 if inner.marker() else size)
+        status = os.statvfs(self.partial)
+        free = status.f_bavail * status.f_frsize
+        if need + (16 << 20) > free:
+            raise Fatal(
+                f"The disk of {self.home} has {megabytes(free)} free, to quantize takes "
+                f"{megabytes(need)}. Free some space or set data_path to a larger disk."
+            )
+        need, free = source["memory_bytes"], available_memory()
+        if need > free:
+            raise Fatal(
+                f"To quantize {self.args['model']} takes {megabytes(need)} of memory, "
+                f"{megabytes(free)} are free. Stop what uses it, or make the file on another "
+                "machine and name it in an entry of your own."
+            )
 
     def accept(self, source, file):
         """Check one fetched file and put it with the whole ones; a list of what is wrong."""
@@ -1198,7 +1334,7 @@ class Fetch:
         return digest.hexdigest()
 
     def publish(self, marker):
-        if marker["source"] != "file":
+        if marker["source"] not in ("file", "quantize"):
             for file in marker["files"]:
                 self.pins[self.pin_name(marker, file)] = file["sha256"]
         names = {file["path"] for file in marker["files"]}
@@ -1271,6 +1407,8 @@ class Fetch:
             "source": marker["source"],
             "files": marker["files"],
         }
+        if marker.get("quality"):
+            answer["quality"] = marker["quality"]
         if changed:
             answer["bytes_fetched"] = self.fetched
             answer["diff"] = self.diff(before, marker)
@@ -1279,6 +1417,12 @@ class Fetch:
     @staticmethod
     def have_already(file, good):
         return file.get("sha256") and good.get(file["path"], {}).get("sha256") == file["sha256"]
+
+    @staticmethod
+    def deed(source, due):
+        if source["source"] == "quantize":
+            return f"make {megabytes(due)} from {label(source['from'])}"
+        return f"fetch {megabytes(due)} from {label(source)}"
 
     def forecast(self, marker, good):
         source = self.sources[0]
@@ -1292,7 +1436,7 @@ class Fetch:
             "model_path": self.model_path([file["path"] for file in files]),
             "source": source["source"],
             "files": files,
-            "msg": f"Would fetch {megabytes(due)} from {label(source)}.",
+            "msg": f"Would {self.deed(source, due)}.",
             "diff": self.diff(marker, source),
         }
 
@@ -1306,6 +1450,9 @@ def main():
             "download": {"type": "dict", "required": True},
             "verify": {"type": "bool", "default": False},
             "shipped": {"type": "path"},
+            "max_perplexity_ratio": {"type": "float", "default": 0},
+            "keep_quantizer": {"type": "bool", "default": False},
+            "quantizer": {"type": "dict", "default": {}},
             "staged": {"type": "dict", "default": {}},
             "defer": {"type": "bool", "default": False},
             "list_only": {"type": "bool", "default": False},

@@ -82,6 +82,11 @@ FORMS = {
     "gateway_read_timeout": (r"[1-9]\d*", "is not above 0", "give seconds, 600 or more"),
     "gateway_engine_requests": NUMBER_OF_REQUESTS,
     "gateway_queue": NUMBER_OF_REQUESTS,
+    "model_max_perplexity_ratio": (
+        r"auto|[1-9]\d*(\.\d+)?",
+        "is neither auto nor a number of 1 or more",
+        "give auto, or how many times as much is allowed: 1.1",
+    ),
 }
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_streams")
 MODEL_NAME = re.compile(r"[\w.:/@+-]{1,200}", re.ASCII)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from .shapes import Shape, shape_from
 from .units import PlanError
-from .weights import PRECISIONS
+from .weights import GGUF_PRECISIONS, PRECISIONS
 
 SOURCES = ("bundled", "modelscope", "huggingface", "ollama", "http", "file")
+# What is made on the host where no source has it, and from what. AWQ only where there is a GPU.
+QUANTIZED_FROM, QUANTIZED = "bf16", (*GGUF_PRECISIONS, "fp8", "gptq", "awq")
 
 _ENTRY_KEYS = (
     "title", "shape", "aime_2024", "auto", "auto_reason", "system_prompt", "forced_think",
-    "kv_bytes_per_token", "precisions",
+    "kv_bytes_per_token", "pre_tokenizer", "precisions",
     # short form of an entry with one precision
     "precision", "path", "bytes", "sha256", "repository", "revision", "file", "source",
 )  # fmt: skip
@@ -35,6 +37,7 @@ class Model:
     system_prompt: bool = False
     forced_think: bool = True
     kv_bytes_per_token: int = 0
+    pre_tokenizer: str = ""  # llama.cpp's name for it, where its converter does not know it
     own: bool = field(default=False)
 
     @property
@@ -44,6 +47,14 @@ class Model:
     @property
     def largest_bytes(self):
         return max((entry.get("bytes") or 0) for entry in self.precisions.values())
+
+    def with_made(self, precision, gpus):
+        """The same with this precision, made on the host where no source has it."""
+        makes = QUANTIZED_FROM in self.precisions and self.shape and precision in QUANTIZED
+        if precision in self.precisions or not makes or (precision == "awq" and not gpus):
+            return self
+        made = {"sources": [{"source": "quantize", "from": QUANTIZED_FROM}]}
+        return replace(self, precisions={**self.precisions, precision: made})
 
 
 def nearest(value, known):
@@ -114,6 +125,7 @@ def _model(name, entry, own):
         system_prompt=bool(entry.get("system_prompt", False)),
         forced_think=bool(entry.get("forced_think", True)),
         kv_bytes_per_token=int(entry.get("kv_bytes_per_token", 0)),
+        pre_tokenizer=str(entry.get("pre_tokenizer") or ""),
         own=own,
     )
 

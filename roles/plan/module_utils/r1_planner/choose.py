@@ -94,18 +94,28 @@ def source_check(disk, wishes, answers, present):
 
 
 def disk_check(hardware, present, measured):
-    """Return a function that turns a Candidate down when its files do not fit the disk.
+    """Return a function that turns a Candidate down when its files do not fit the disk, or when it
+    is to be quantized and the checkpoint does not fit the memory.
 
     `measured`: the free space is what a host has just now, which differs from run to run,
     so its figure stays out of the reasons.
     """
 
     def check(found):
-        name = sources.folder(found.model, found.precision)
-        if hardware.disk_free is None or name in present:
+        if sources.folder(found.model, found.precision) in present:
             return found
         listed = found.model.precisions[found.precision]["sources"][0]
         download = sources.download_of(found.model, found.precision, listed)
+        needed = download.get("memory_bytes", 0)
+        if needed > hardware.ram:
+            why = (
+                f"{found.label} is in no hub, and to make it from {download['from']['precision']} "
+                f"takes {gib(needed)} of RAM, more than the {gib(hardware.ram)} there are. Make it "
+                "on a larger machine and name the file in an entry of your own."
+            )
+            return replace(found, why_not=why)
+        if hardware.disk_free is None:
+            return found
         needed = sources.disk_bytes(download, found.engine)
         if needed <= hardware.disk_free:
             return found

@@ -47,7 +47,10 @@ def _hardware(settings, inspection):
 
 class _Plan:
     def __init__(self, host, settings, models, inspection, for_deploy, wishes, hardware):
-        self.host, self.settings, self.models = host, settings, models
+        self.host, self.settings = host, settings
+        self.models = {
+            name: one.with_made(wishes.precision, hardware.gpus) for name, one in models.items()
+        }
         self.for_deploy, self.wishes, self.hardware = for_deploy, wishes, hardware
         self.measured = not settings.get("plan_hardware")
         self.runtime = "native" if wishes.runtime == "auto" else wishes.runtime
@@ -123,6 +126,8 @@ class _Plan:
             return self._without_source(chosen, errors)
         if errors:
             self.reasons.append(f"source: {'; '.join(errors)}.")
+        if download["source"] == "quantize":
+            self.reasons.append(reasons.of_quantizing(chosen, download))
         return chosen, download
 
     def _without_source(self, chosen, errors):

@@ -6,6 +6,15 @@ from .units import gib, number
 from .words import ENGINE_NAMES
 
 
+def of_quantizing(chosen, download):
+    """One sentence on a GGUF file that no source has."""
+    return (
+        f"source: no hub has {chosen.label}, so it is made on the host from "
+        f"{download['from']['precision']} ({gib(download['from']['bytes'])}), and used when its "
+        "perplexity is near enough to that one's."
+    )
+
+
 def of_choice(found, wishes, fallback):
     """Sentences for the model, its precision, context, memory and speed."""
     held, model = found.memory, found.model

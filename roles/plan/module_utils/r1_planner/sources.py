@@ -11,7 +11,12 @@ HUB_NAMES = {
     "http": "a web folder",
 }
 _LOCAL = ("bundled", "file")
+# What a model is quantized with (roles/model/files/requirements-quantize.in): whether to GGUF.
+_QUANTIZERS = {True: "llama.cpp-b10434", False: "llmcompressor-0.14.0.1"}
 _DISK_MARGIN = 512 * 1024 * 1024
+# RAM to quantize, times the checkpoint: it is read into memory to be compared with the result;
+# llmcompressor holds more beside it. Measured on 1.5B: 5.5 and 6.3 GB (docs/quantize.md).
+_RAM_TIMES, _RAM_MARGIN = {True: 1, False: 1.5}, 1024**3
 
 
 def folder(model, precision):
@@ -39,6 +44,12 @@ def find(model, precision, engine, wishes, answers, present):
     """
     data = model.precisions[precision]
     listed = {source["source"]: source for source in data["sources"]}
+    if "quantize" in listed:
+        made_from = listed["quantize"]["from"]
+        given, errors = find(model, made_from, engine, wishes, answers, present)
+        if not given and folder(model, precision) in present:
+            given, _errors = find(model, made_from, engine, wishes, None, present)
+        return given and _quantized(model, precision, given, made_from), errors
     for kind in _LOCAL:
         if kind in listed:
             return {**download_of(model, precision, listed[kind]), "alternatives": []}, []
@@ -64,6 +75,10 @@ def find(model, precision, engine, wishes, answers, present):
 
 def download_of(model, precision, source):
     """What the plan says about one source."""
+    if source["source"] == "quantize":
+        made_from = source["from"]
+        given = download_of(model, made_from, model.precisions[made_from]["sources"][0])
+        return _quantized(model, precision, given, made_from)
     files = [
         {"path": item["path"], "bytes": item.get("bytes"), "sha256": item.get("sha256")}
         for item in source.get("files") or []
@@ -79,8 +94,29 @@ def download_of(model, precision, source):
     }
 
 
+def _quantized(model, precision, given, made_from):
+    """The download of what is made on the host from another precision's download."""
+    one_file = weights.is_gguf(precision)
+    path = f"{model.name}-{precision}.gguf" if one_file else "config.json"
+    return {
+        "source": "quantize",
+        "repository": given["repository"],
+        "revision": f"{given['revision'] or 'first'}, {_QUANTIZERS[one_file]}",
+        "files": [{"path": path, "bytes": None, "sha256": None}],
+        "bytes": weights.file_bytes(model, precision),
+        "from": {**given, "precision": made_from},
+        "memory_bytes": int(given["bytes"] * _RAM_TIMES[one_file]) + _RAM_MARGIN,
+        "pre_tokenizer": model.pre_tokenizer,
+        "alternatives": [],
+    }
+
+
 def disk_bytes(download, engine):
-    """Disk to keep free: the files, 5 % and 512 MiB. Ollama links GGUF files, converts others."""
+    """Disk to keep free: the files, 5 % and 512 MiB. Ollama links GGUF files, converts others. To
+    quantize takes the checkpoint and the same as one 16-bit file, beside the result."""
+    if download["source"] == "quantize":
+        size = download["bytes"] + 2 * download["from"]["bytes"]
+        return int(size * 1.05) + _DISK_MARGIN
     linked = all(item["path"].endswith(".gguf") for item in download["files"])
     copies = 2 if engine == "ollama" and not linked else 1
     return int(download["bytes"] * copies * 1.05) + _DISK_MARGIN

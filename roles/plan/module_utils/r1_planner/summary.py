@@ -53,7 +53,7 @@ def _choice_rows(plan):
     )
     yield "speed", f"about {plan['estimate']['decode_tokens_per_second_1']:g} tokens/s for one user"
     if plan["download"]:
-        found = plan["download"]
+        found = plan["download"].get("from") or plan["download"]
         yield "download", f"{gib(found['bytes'])} from {found['source']}: {found['repository']}"
         yield "disk", f"{gib(plan['disk_bytes'])} to be free under data_path"
 
