@@ -1193,6 +1193,7 @@ class Fetch:
             ours.touch()
         checkpoint = inner.run()["model_path"]
         self.fetched += inner.fetched
+        self.progress.tell(source="quantize")
         python = self.client_python("quantize")
         made = self.partial / "made"
         shutil.rmtree(made, ignore_errors=True)
