@@ -972,7 +972,7 @@ class Fetch:
         want = hashlib.sha256((sys.version + text).encode()).hexdigest()
         complete = folder / ".complete"
         home.mkdir(mode=0o755, parents=True, exist_ok=True)
-        lock = os.open(home, os.O_RDONLY)
+        lock = os.open(home / f".{kind}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if read_json(complete, None) == want:
