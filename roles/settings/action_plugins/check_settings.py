@@ -196,6 +196,8 @@ def check_range(name, value, kind) -> tuple[str, str] | None:
             "is not a folder this project can have for itself",
             "give an absolute path below /, of letters, digits and . _ + @ = -",
         )
+    elif name == "bundle" and not re.fullmatch(r"(/.*)?", str(value)):
+        return "is not an absolute path", "give the whole path of the bundle's folder"
     elif name in FORMS:
         pattern, what, fix = FORMS[name]
         if not re.fullmatch(pattern, str(value)):

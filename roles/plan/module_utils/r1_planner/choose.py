@@ -79,7 +79,8 @@ def size(found):
 def source_check(disk, wishes, answers, present):
     """Return a function that turns a Candidate down when `disk` does, or when no source that has
     it answers while another one does."""
-    some = any(source.get("answers") for source in (answers or {}).values())
+    answering = any(source.get("answers") for source in (answers or {}).values())
+    some = answering or bool(wishes.bundle)
 
     def check(found):
         found = disk(found)
@@ -93,7 +94,7 @@ def source_check(disk, wishes, answers, present):
     return check
 
 
-def disk_check(hardware, present, measured):
+def disk_check(hardware, wishes, present, measured):
     """Return a function that turns a Candidate down when its files do not fit the disk, or when it
     is to be quantized and the checkpoint does not fit the memory.
 
@@ -104,8 +105,7 @@ def disk_check(hardware, present, measured):
     def check(found):
         if sources.folder(found.model, found.precision) in present:
             return found
-        listed = found.model.precisions[found.precision]["sources"][0]
-        download = sources.download_of(found.model, found.precision, listed)
+        download = sources.first(found.model, found.precision, wishes)
         needed = download.get("memory_bytes", 0)
         if needed > hardware.ram:
             why = (

@@ -54,14 +54,14 @@ class _Plan:
         self.for_deploy, self.wishes, self.hardware = for_deploy, wishes, hardware
         self.measured = not settings.get("plan_hardware")
         self.runtime = "native" if wishes.runtime == "auto" else wishes.runtime
-        self.answers = inspection.get("sources") if self.measured else None
+        self.answers = inspection.get("sources") or None if self.measured else None
         self.present = set(inspection.get("models_present") or []) if self.measured else set()
         self.problems, self.reasons, self.fallback = [], [f"hardware: {hardware.words}."], False
         self.reasons += hardware.notes
         self.reasons.append(
             reasons.runtime(self.runtime, wishes.runtime, inspection.get("init") or "")
         )
-        self.disk = choose.disk_check(hardware, self.present, self.measured)
+        self.disk = choose.disk_check(hardware, wishes, self.present, self.measured)
 
     def make(self):
         choice, others, order = self._choose()

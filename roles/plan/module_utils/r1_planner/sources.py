@@ -10,7 +10,7 @@ HUB_NAMES = {
     "ollama": "Ollama library",
     "http": "a web folder",
 }
-_LOCAL = ("bundled", "file")
+_LOCAL = ("bundled", "file")  # bundled: it ships with the project
 # What a model is quantized with (roles/model/files/requirements-quantize.in): whether to GGUF.
 _QUANTIZERS = {True: "llama.cpp-b10434", False: "llmcompressor-0.14.0.1"}
 _DISK_MARGIN = 512 * 1024 * 1024
@@ -44,6 +44,10 @@ def find(model, precision, engine, wishes, answers, present):
     """
     data = model.precisions[precision]
     listed = {source["source"]: source for source in data["sources"]}
+    if wishes.bundle and "bundled" not in listed:
+        given = from_bundle(model, precision, wishes.bundle)
+        error = f"the bundle {wishes.bundle['path']} does not hold it"
+        return given, [] if given else [error]
     if "quantize" in listed:
         made_from = listed["quantize"]["from"]
         given, errors = find(model, made_from, engine, wishes, answers, present)
@@ -71,6 +75,25 @@ def find(model, precision, engine, wishes, answers, present):
         hubs = ", ".join(HUB_NAMES[hub] for hub in listed) or "no hub"
         errors.append(f"only {hubs} carries it, and model_sources does not list that")
     return None, errors
+
+
+def first(model, precision, wishes):
+    """The download that is looked at before any source was asked."""
+    given = wishes.bundle and from_bundle(model, precision, wishes.bundle)
+    return given or download_of(model, precision, model.precisions[precision]["sources"][0])
+
+
+def from_bundle(model, precision, bundle):
+    """The download of what a bundle holds; None where it holds other models."""
+    files = bundle["models"].get(folder(model, precision))
+    return files and {
+        "source": "file",
+        "repository": f"{bundle['path']}/models/{folder(model, precision)}",
+        "revision": None,
+        "files": files,
+        "bytes": sum(file["bytes"] for file in files),
+        "alternatives": [],
+    }
 
 
 def download_of(model, precision, source):

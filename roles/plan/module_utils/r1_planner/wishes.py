@@ -54,6 +54,7 @@ class Wishes:
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     model_sources: tuple = ("modelscope", "huggingface")
+    bundle: dict = field(default_factory=dict)  # {path, models: {MODEL/PRECISION: files}}
     engines_refused: dict = field(default_factory=dict)  # {engine: what its driver lacks}
     min_context: int = 0  # 0: by hardware, see fit_llama
     min_tokens_per_second: float = 8
