@@ -61,7 +61,7 @@ def remove_others(folder, names):
     wanted = set(names) | {sealed.MANIFEST, sealed.SIGNATURE}
     for path in sorted(folder.rglob("*"), reverse=True):
         name = str(path.relative_to(folder))
-        if name.startswith("."):
+        if name not in wanted and any(part.startswith(".") for part in Path(name).parts):
             continue  # records of the making
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
@@ -198,12 +198,9 @@ def split(folder, target, limit, key=""):
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     cut = Cut(target, limit)
-    present = [path for path in folder.rglob("*") if path.is_file()]
-    names = sorted(str(path.relative_to(folder)) for path in present)
-    names = [name for name in names if not name.startswith(".")]
-    last = [name for name in (sealed.SIGNATURE, sealed.MANIFEST) if name in names]
+    names = [*sorted(inner["files"]), sealed.SIGNATURE, sealed.MANIFEST]
     with tarfile.open(fileobj=cut, mode="w|", bufsize=1 << 20) as tar:
-        for name in [*(name for name in names if name not in last), *last]:
+        for name in (name for name in names if (folder / name).exists()):
             tar.add(folder / name, arcname=name)
     cut.finish()
     shutil.copyfile(Path(sealed.__file__), target / UNPACK)
