@@ -61,8 +61,12 @@ def free_port():
 def flags_lacking() -> list[str]:
     """What llama-server's program uses and this processor has not; a deploy refuses it, too."""
     plan = yaml.safe_load((REPO / "roles/plan/vars/main.yml").read_text())
-    line = next(x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags"))
-    return [flag for flag in plan["__plan_llamacpp_cpu_flags"] if flag not in line.split()]
+    file = REPO / "roles/inspect/library/inspect_host.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.processor()["flags"]
+    return [flag for flag in plan["__plan_llamacpp_cpu_flags"] if flag not in found]
 
 
 @pytest.fixture(scope="session")

@@ -530,3 +530,42 @@ def test_what_apt_cannot_do_is_read(inspect_host):
     torn = "E: Unmet dependencies. Try 'apt --fix-broken install' with no packages.\n"
     assert inspect_host.conflicts(said + torn) == [], "a killed run's, healed by the next"
     assert inspect_host.conflicts("E: Unable to locate package nginx\n") == []
+
+
+CPUINFO = """\
+vendor_id\t: GenuineIntel
+cpu family\t: 6
+model\t\t: {model}
+model name\t: Intel(R) Xeon(R) Processor
+flags\t\t: fpu avx2 avx512_vnni
+"""
+# An instruction that no processor has, in place of the one that is tried.
+REFUSED = ("c4e27150c2c3", "0f0bc3")
+
+
+@pytest.mark.parametrize(
+    ("model", "program", "found"),
+    [
+        ("207", lambda text: "pass", True),
+        ("207", lambda text: text.replace(*REFUSED), False),
+        ("85", lambda text: "pass", False),  # it never had it, whatever the program does
+    ],
+)
+def test_what_a_cloud_hides_is_tried(inspect_host, monkeypatch, model, program, found):
+    read = inspect_host.read
+    info = CPUINFO.format(model=model)
+    monkeypatch.setattr(
+        inspect_host, "read", lambda path, *rest: info if path == "/proc/cpuinfo" else
+        read(path, *rest)
+    )  # fmt: skip
+    monkeypatch.setattr(inspect_host, "USE_AVX_VNNI", program(inspect_host.USE_AVX_VNNI))
+    assert ("avx_vnni" in inspect_host.processor()["flags"]) is found
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction is x86's")
+def test_the_instruction_that_is_tried_is_the_processors(inspect_host):
+    """Where the flag is told, the program runs; else nothing is known."""
+    flags = Path("/proc/cpuinfo").read_text()
+    if "avx_vnni" not in flags.split():
+        pytest.skip("this processor does not tell that it has AVX-VNNI")
+    assert inspect_host.runs(inspect_host.USE_AVX_VNNI)
