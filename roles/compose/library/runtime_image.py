@@ -35,6 +35,13 @@ options:
     description: Folder for what is there only while the image is built.
     type: path
     required: true
+  repository:
+    description: Folder on the host with the packages, a flat repository of apt, to make it from
+      alone. Empty takes the host's own sources.
+    type: path
+  release:
+    description: Codename of the release that O(repository) is of.
+    type: str
 attributes:
   check_mode: {support: full}
 """
@@ -104,8 +111,11 @@ def sources():
     )
 
 
-def build(name, packages, folder):
-    release, lines = sources()
+def build(name, packages, folder, repository, release):
+    if repository:
+        lines = f"deb [trusted=yes] copy:{repository} ./\n"
+    else:
+        release, lines = sources()
     options = [f"--dpkgopt=path-exclude=/usr/share/{one}" for one in DEAD_WEIGHT]
     options += [
         f"--aptopt={line.rstrip(';')}"
@@ -135,6 +145,8 @@ def main():
             "name": {"type": "str", "required": True},
             "packages": {"type": "list", "elements": "str", "required": True},
             "folder": {"type": "path", "required": True},
+            "repository": {"type": "path"},
+            "release": {"type": "str"},
         },
         supports_check_mode=True,
     )
@@ -152,7 +164,8 @@ def main():
         work = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
         try:
             if not there:
-                build(name, module.params["packages"], work)
+                given = module.params
+                build(name, given["packages"], work, given["repository"], given["release"])
         except Refused as error:
             module.fail_json(msg=f"The image {name} cannot be built: {error}")
         finally:
