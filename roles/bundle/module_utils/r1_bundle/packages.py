@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -90,6 +91,12 @@ def stanza(deb):
     return f"{control}\nFilename: ./{deb.name}\nSize: {size}\nSHA256: {digest}\n"
 
 
+def release(codename, index):
+    """mmdebstrap takes essential packages of the named release alone."""
+    digest = hashlib.sha256(index).hexdigest()
+    return f"Codename: {codename}\nSHA256:\n {digest} {len(index)} Packages\n"
+
+
 def gather(folder, packages, codename, arch, sources):
     """Fill the folder; return the names of its files and whether any of them is new."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,12 +121,15 @@ def gather(folder, packages, codename, arch, sources):
             run(*argv, env=environment)
             for deb in missing:
                 (work / "cache/archives" / deb).replace(folder / deb)
+    index = {"Packages": "\n".join(stanza(folder / deb) for deb in sorted(named))}
+    index["Release"] = release(codename, index["Packages"].encode())
+    changed = bool(missing)
     for path in folder.iterdir():
-        if path.name not in named and path.name != "Packages":
+        if path.name not in named and path.name not in index:
             path.unlink()
-    index = "\n".join(stanza(folder / deb) for deb in sorted(named))
-    old = folder / "Packages"
-    changed = bool(missing) or not old.exists() or old.read_text(encoding="utf-8") != index
-    if changed:
-        old.write_text(index, encoding="utf-8")
-    return sorted([*named, "Packages"]), changed
+    for name, text in index.items():
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            changed = True
+    return sorted([*named, *index]), changed
