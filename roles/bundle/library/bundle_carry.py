@@ -89,7 +89,7 @@ def unpack(archive, dest, files):
                 raise OSError(f"{member.name} was damaged on its way to the host; run again")
             part.chmod(0o644)
             part.replace(place)
-    os.unlink(archive)
+    Path(archive).unlink()
 
 
 def main():

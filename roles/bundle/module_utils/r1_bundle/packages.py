@@ -21,7 +21,12 @@ class Refused(Exception):
 
 def run(*argv, env=None, cwd=None):
     done = subprocess.run(
-        argv, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **(env or {})}
+        argv,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
     )
     if done.returncode:
         said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-12:])

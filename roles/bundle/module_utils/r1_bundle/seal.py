@@ -17,7 +17,8 @@ from .packages import Refused
 
 UNPACK = "unpack.py"
 # Of a checkout without git: what is made there, or is the owner's secret.
-NOT_CARRIED = {".venv", ".venv-test", ".cache", ".git", "reports", "secrets", "__pycache__"}
+NOT_CARRIED = {".venv", ".venv-test", ".cache", ".git", ".ansible", "reports", "secrets"}
+NOT_CARRIED |= {"__pycache__", ".pytest_cache", ".ruff_cache"}
 
 
 def project_files(project):
@@ -81,8 +82,8 @@ def sign(folder, key):
     )  # fmt: skip
     if done.returncode:
         raise Refused(
-            f"bundle_signing_key: value {key} cannot sign ({done.stderr.strip()[-300:]}); fix: name "
-            "a private SSH key without a passphrase, or one whose public half is given and whose "
+            f"bundle_signing_key: value {key} cannot sign ({done.stderr.strip()[-300:]}); fix: "
+            "name a private SSH key without a passphrase, or one whose public half is given and whose "
             "agent runs"
         )
 
@@ -106,7 +107,7 @@ def seal(folder, project, names, about, key=""):
         before = {}
     with ThreadPoolExecutor(4) as pool:
         lines = pool.map(lambda name: entry(folder, name, modes), names)
-        files = dict(zip(names, lines))
+        files = dict(zip(names, lines, strict=True))
     remove_others(folder, names)
     content = {"format": sealed.FORMAT, "kind": "bundle", **about, "files": files}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -192,9 +193,9 @@ def split(folder, target, limit, key=""):
         old = sealed.read(target)
     except sealed.Broken:
         old = {}
-    if old and about == {name: old.get(name) for name in about}:
-        if all((target / name).exists() for name in old["files"]):
-            return len(old["files"]), False
+    same = old and about == {name: old.get(name) for name in about}
+    if same and all((target / name).exists() for name in old["files"]):
+        return len(old["files"]), False
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     cut = Cut(target, limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -44,7 +43,7 @@ def markers(python, arch):
 
 
 def requirements(text, python, arch):
-    """The lock's entries for that Python, without the conditions, which pip would read as its own."""
+    """The lock's entries for that Python; pip would read their conditions as its own Python's."""
     entries, environment = [], markers(python, arch)
     for line in text.splitlines():
         if line[:1].isspace():
@@ -82,7 +81,7 @@ def download(text, python, system, folder):
         lines.unlink()
         names = sorted(path.name for path in Path(work).iterdir())
         for name in names:
-            os.replace(Path(work, name), folder / name)
+            Path(work, name).replace(folder / name)
     return names
 
 
