@@ -65,7 +65,7 @@ class Box:
         self.bare_packages = self.packages()
 
     def play(self, title: str, command: str, **options) -> Run:
-        result = self.machine.run(command, cwd=CLONE, **options)
+        result = self.machine.run(command, **{"cwd": CLONE} | options)
         run = Run(result)
         changed = RECAP.search(result.output)
         say(

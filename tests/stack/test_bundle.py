@@ -5,9 +5,11 @@ import json
 import closed
 import pytest
 import yaml
+from box import CLONE, PLAY, Box
 from hosts import image
+from hosts.machine import Machine
 from hosts.remote import Remote
-from hosts.shell import say
+from hosts.shell import run, say
 from remote import RemoteBox
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
@@ -25,7 +27,7 @@ def models(tiny_gguf, repo):
 KINDS = {
     "systemd": (image.SYSTEMD_DEBIAN13, {}),
     "supervisor": (image.SSH_DEBIAN12, {}),
-    "containers": (image.SYSTEMD_DEBIAN13, {"runtime": "compose", "images": "build"}),
+    "containers": (image.SYSTEMD_DEBIAN13, {"runtime": "compose", "images": "bundle"}),
 }
 
 
@@ -59,6 +61,49 @@ def test_a_host_without_a_network_gets_all_from_the_bundle(kind, repo, tmp_path,
         assert box.report("plan")["download"]["source"] == "file"
         assert closed.refused(host) == 0
         assert host.run("ls /opt/deepseek-r1/bundle").rc != 0, "what was carried over is gone"
+
+
+def test_a_box_carried_over_by_hand_deploys_itself(repo, tmp_path):
+    """One machine with a network makes the bundle, in parts and signed. On another one, which has
+    none from its start and neither Ansible nor a clone, Python puts all together and deploys."""
+    parts, key = tmp_path / "bundle.parts", tmp_path / "key"
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+    with Machine(image.CLEAN_DEBIAN12) as connected:
+        box = Box(connected, repo)
+        connected.run("apt-get -qq update && apt-get -qq install -y openssh-client").ok()
+        connected.copy(key, "/root/key")
+        connected.run("chmod 600 /root/key").ok()
+        box.play("bootstrap", "bin/bootstrap").result.ok()
+        args = "-e bundle=/root/bundle -e bundle_part_mib=40 -e bundle_signing_key=/root/key"
+        play = f"{PLAY} playbooks/bundle.yml -l local {args} -e model=tiny-r1"
+        box.play("make the bundle, in parts", play).result.ok()
+        assert box.play("make it again", play).changed == 0
+        run("docker", "cp", f"{connected.name}:/root/bundle.parts", parts)
+    names = sorted(path.name for path in parts.iterdir())
+    say(f"  {len(names)} files to carry: {', '.join(names[:3])}, ...")
+    with Machine(image.CLEAN_DEBIAN12) as closed_box:
+        closed.close(closed_box)
+        box = Box(closed_box)
+        run("docker", "cp", parts, f"{closed_box.name}:/root/parts")
+        unpack = "python3 /root/parts/unpack.py /root/bundle"
+        closed_box.run("mv /root/parts/bundle.tar.0001 /root/kept").ok()
+        said = closed_box.run(unpack)
+        assert said.rc == 1 and "bundle.tar.0001 is missing" in said.output
+        closed_box.run("mv /root/kept /root/parts/bundle.tar.0001").ok()
+        box.play("put the parts together", unpack, cwd="/").result.ok()
+        made = box.play("the project", f"python3 /root/bundle/unpack.py {CLONE}", cwd="/")
+        assert "deploy.yml -l HOST -e bundle=/root/bundle" in made.result.ok().output
+        deploy = f"{PLAY} deploy.yml -l local -e bundle=/root/bundle"
+        said = box.play(
+            "refused: nothing can compare the signature", f"{deploy} -e bundle_signer=k"
+        )
+        assert "ssh-keygen (openssh-client) is missing here" in " ".join(said.output.split())
+        box.play("deploy", deploy).result.ok()
+        box.verified()
+        assert box.report("plan")["model"] == "tiny-r1", "auto is what the bundle was made for"
+        again = box.play("deploy again", deploy)
+        assert again.changed == 0, again.changes()
+        assert closed.refused(closed_box) == 0
 
 
 def refusals(box, bundle, names):

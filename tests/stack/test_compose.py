@@ -344,4 +344,4 @@ def test_refused_where_docker_cannot_run(tmp_path):
         assert "docker_packages: value distribution, but Debian 12 has no package of docker" in said
         assert "runtime: value compose, but this host is a container that may not run" in said
         assert "docker_apt_key: value 12AB is no fingerprint; fix: give its 40 digits" in said
-        assert "images: value bundle is not made yet; fix: set images to pull or build" in said
+        assert "images: value bundle needs a bundle to make them from; fix: say where it is" in said

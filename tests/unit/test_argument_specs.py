@@ -16,7 +16,7 @@ PUBLIC = {
     "kv_cache_dtype", "enforce_eager", "tensor_parallel_size", "pipeline_parallel_size",
     "model_sources", "modelscope_endpoint", "huggingface_endpoint", "ollama_registry",
     "model_fallback", "engine_port", "gateway_port", "plan_hardware", "api_keys", "rotate",
-    "gpus",
+    "gpus", "bundle",
 }  # fmt: skip
 
 

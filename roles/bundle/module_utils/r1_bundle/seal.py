@@ -83,8 +83,7 @@ def sign(folder, key):
     if done.returncode:
         raise Refused(
             f"bundle_signing_key: value {key} cannot sign ({done.stderr.strip()[-300:]}); fix: "
-            "name a private SSH key without a passphrase, or one whose public half is given and whose "
-            "agent runs"
+            "name a private SSH key without a passphrase, or a public one that your agent has"
         )
 
 

@@ -76,6 +76,10 @@ def require_signature(folder, text, signer):
     """ssh-keygen decides; it reads the signer's key from a file of its own form."""
     if not (folder / SIGNATURE).is_file():
         raise Broken(f"is not signed: {SIGNATURE} is missing")
+    if not shutil.which("ssh-keygen"):
+        raise Broken(
+            "cannot be held against its signer: ssh-keygen (openssh-client) is missing here"
+        )
     with tempfile.NamedTemporaryFile("w", suffix=".signers") as signers:
         signers.write(f"{SIGNED_AS} {signer.strip()}\n")
         signers.flush()
