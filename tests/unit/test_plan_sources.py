@@ -233,3 +233,36 @@ def test_no_room_to_make_it(model, disk, said):
     found = plan({"huggingface": UP}, disk=disk, model=model, precision="q6_k")
     assert not found["fits"]
     assert said in found["problems"][0]
+
+
+def held(*names):
+    """What a bundle holds, one file of each."""
+    files = [{"path": "m.gguf", "bytes": 900_000_000, "sha256": "0" * 64}]
+    return {"path": "/media/b", "models": dict.fromkeys(names, files)}
+
+
+def test_of_a_bundle_the_plan_takes_what_it_holds():
+    found = plan({}, bundle=held("deepseek-r1-1.5b/q8_0"))
+    assert (found["model"], found["precision"]) == ("deepseek-r1-1.5b", "q8_0")
+    download = found["download"]
+    assert download["source"] == "file" and download["alternatives"] == []
+    assert download["repository"] == "/media/b/models/deepseek-r1-1.5b/q8_0"
+    assert download["bytes"] == 900_000_000 and download["files"][0]["sha256"] == "0" * 64
+
+
+def test_what_a_bundle_does_not_hold_is_refused():
+    found = plan({}, model="deepseek-r1-7b", bundle=held("deepseek-r1-1.5b/q8_0"))
+    assert "the bundle /media/b does not hold it" in str(found["problems"])
+
+
+def test_what_was_quantized_into_a_bundle_is_not_made_again():
+    """So the host needs neither the RAM nor the disk to make it."""
+    wish = {"model": "deepseek-r1-7b", "precision": "q6_k", "disk": 9000}
+    assert plan({}, **wish)["problems"]
+    found = plan({}, **wish, bundle=held("deepseek-r1-7b/q6_k"))
+    assert found["download"]["source"] == "file" and not found["problems"]
+
+
+def test_the_model_of_the_project_needs_no_bundle():
+    found = plan({}, model="tiny-r1", bundle=held("deepseek-r1-1.5b/q8_0"))
+    assert found["download"]["source"] == "bundled" and not found["problems"]
