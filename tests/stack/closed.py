@@ -4,7 +4,7 @@ import re
 
 from hosts.shell import run
 
-RULE = "POSTROUTING ! -o lo -m conntrack --ctstate NEW -j DROP"
+RULE = "POSTROUTING -o eth0 -m conntrack --ctstate NEW -j DROP"
 
 
 def _inside(machine, *argv: str) -> str:
