@@ -3,15 +3,16 @@
 #
 #   tests/bench/closed_box.sh CARRIED OUT STEP...     as root on the box, in the root of a clone
 #
-# CARRIED is a folder with what a connected machine fetched:
-#   wheels/  pip download -r of requirements/deploy.txt, requirements/collections.txt and
-#            roles/supervisor/files/requirements.txt
-#   debs/    nginx, its Lua modules, Redis and what they need, of a distribution not newer
+# CARRIED is a folder with what a connected machine made:
+#   parts/   BUNDLE.parts of playbooks/bundle.yml (README, "Closed networks") with model: tiny-r1,
+#            precision: bf16, engine: vllm, vllm_python: /usr/bin/python3 and bundle_part_mib
 #   site/    vLLM and what it needs besides torch, unpacked from its wheels
-# The box has torch already, in the environment of the `python3` found first.
+# The box has torch already, in the environment of the `python3` found first. The bundle may be of
+# another distribution that is not newer: its nginx and Redis are then put onto the box by force.
 # OUT gets each step's log and the reports. Steps, each with its time:
-#   prepare  packages and Ansible, with pip told that there is no index
-#   tiny     deploy the model that ships with the project and verify it; again: changed=0
+#   prepare  the bundle put together, packages, the project with its Ansible
+#   tiny     deploy the bundle's model and verify it; again: changed=0
+#   refused  deploy from the bundle with one byte changed, and with a file cut
 #   wrong    deploy with a flag that cannot work, for the engine's own reason
 #   dummy    deploy made-up weights of real shapes: 7B bf16, for the plan against vLLM's figures
 #   dummy32  the same of 32B, which takes two cards
@@ -22,10 +23,14 @@ shift 2
 data=/srv/deepseek-r1 begin=$SECONDS
 python=$(command -v python3)
 
+bundle=$carried/bundle project=/srv/project
+
 prepare() {
+  python3 "$carried/parts/unpack.py" "$bundle"
   printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
   chmod 755 /usr/sbin/policy-rc.d
-  for deb in "$carried"/debs/*.deb; do
+  cd "$bundle/packages" || return
+  for deb in {nginx,libnginx,lua-,libluajit,liblzf,libjemalloc,libpcre3,redis}*.deb; do
     name=$(dpkg-deb -f "$deb" Package)
     dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null | grep -qx installed || echo "$deb"
   done | xargs dpkg --force-depends -i # names of libraries differ between distributions
@@ -34,8 +39,9 @@ prepare() {
   printf 'Package: python3-apt\nVersion: 3\nArchitecture: all\nMaintainer: none\nDescription: empty\n' \
     > "$empty/DEBIAN/control"
   dpkg-deb -b "$empty" "$empty.deb" && dpkg -i "$empty.deb"
+  cd - || return
   rm -f /usr/sbin/policy-rc.d
-  PIP_NO_INDEX=1 PIP_FIND_LINKS=$carried/wheels PYTHON=/usr/bin/python3 bin/bootstrap
+  PYTHON=/usr/bin/python3 python3 "$bundle/unpack.py" "$project"
   PYTHONPATH=tests/bench:$carried/site "$python" - "$carried" "$data" <<'PYTHON'
 import json, shutil, sys, yaml
 from pathlib import Path
@@ -53,7 +59,7 @@ for size in ("7b", "32b"):
     source = {"source": "file", "path": str(folder)}
     models[folder.name] = {"shape": shape, "precisions": {"bf16": {"sources": [source]}}}
 settings = {
-    "engine": "vllm", "gateway_port": 8080, "data_path": data, "host_wheels": f"{carried}/wheels",
+    "engine": "vllm", "gateway_port": 8080, "data_path": data,
     "vllm_python": sys.executable, "vllm_load_timeout": 300, "models": models,
     "vllm_environment": {"PYTHONPATH": f"{carried}/site", "CUDA_HOME": "/usr/local/cuda",
                          "LD_LIBRARY_PATH": "/usr/local/nvidia/lib64"},
@@ -65,14 +71,27 @@ Path(carried, "settings.json").write_text(json.dumps(settings))
 PYTHON
 }
 
-playbook() { .venv/bin/ansible-playbook -l local -e "@$carried/settings.json" "$@"; }
+playbook() {
+  (cd "$project" && .venv/bin/ansible-playbook -l local -e "@$carried/settings.json" "$@")
+}
 
 tiny() {
-  playbook deploy.yml -e model=tiny-r1
-  playbook deploy.yml -e model=tiny-r1 | tail -n 3
+  playbook deploy.yml -e bundle="$bundle"
+  playbook deploy.yml -e bundle="$bundle" | tail -n 3
   curl -sS http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \
-    -H "Authorization: Bearer $(cat secrets/local/api_key)" \
+    -H "Authorization: Bearer $(cat $project/secrets/local/api_key)" \
     -d '{"model": "tiny-r1", "messages": [{"role": "user", "content": "What is 2+2?"}]}'
+}
+
+refused() {
+  for file in "$bundle"/wheels/supervisor-*.whl "$bundle"/packages/nginx_*.deb; do
+    cp "$file" /tmp/whole
+    printf x | dd of="$file" bs=1 seek=1000 conv=notrunc status=none
+    playbook deploy.yml -e bundle="$bundle" | grep -A 3 Refused
+    head -c 1000 /tmp/whole > "$file"
+    playbook deploy.yml -e bundle="$bundle" | grep -A 3 Refused
+    cp /tmp/whole "$file"
+  done
 }
 
 wrong() {
@@ -91,7 +110,7 @@ for step; do
   ANSIBLE_CONFIG=ansible.cfg "$step" > "$out/$step.log" 2>&1
   echo "$step: exit $?, $((SECONDS - start)) s"
   tr '\r' '\n' < /var/log/deepseek-r1/engine.log > "$out/engine-$step.log" 2>/dev/null
-  mkdir -p "$out/reports-$step" && cp reports/local/*.json "$out/reports-$step" 2>/dev/null
+  mkdir -p "$out/reports-$step" && cp "$project"/reports/local/*.json "$out/reports-$step" 2>/dev/null
 done
 nvidia-smi -q -x > "$out/nvidia-smi.xml"
 echo "all: $((SECONDS - begin)) s"
