@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -221,11 +222,9 @@ def test_two_runs_at_once_fetch_once(hub, wanted, module_input):
     runs = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)
     ]
-    for run in runs:
-        run.stdin.write(given.encode())
-        run.stdin.close()
-    answers = [json.loads(run.stdout.read()) for run in runs]
-    for run in runs:
-        run.wait()
+    # Both are read from: one that cannot say all it has to say holds the lock.
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda run: run.communicate(given.encode())[0], runs))
+    answers = [json.loads(text) for text in said]
     assert sorted(answer["changed"] for answer in answers) == [False, True]
     assert hub.sent == len(WEIGHTS)

@@ -67,6 +67,8 @@ def test_right_values(checks, specs, name, value):
     [
         ("gateway_port", "http", "not valid", "a whole number"),
         ("gateway_port", 0, "not a TCP port", "1 to 65535"),
+        ("model_share_port", 65536, "neither auto nor a TCP port", "1 to 65535"),
+        ("model_share_port", "0", "neither auto nor a TCP port", "1 to 65535"),
         ("gateway_port", 65536, "not a TCP port", "1 to 65535"),
         ("engine", "olama", "not one of its choices", "did you mean ollama?"),
         ("engine", "tgi", "not one of its choices", "auto, ollama, vllm, llamacpp, sglang"),

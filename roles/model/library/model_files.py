@@ -100,6 +100,16 @@ options:
       SHA-256 it does not name (small ones) are fetched for that and thrown away.
     type: bool
     default: false
+  site:
+    description: >
+      Another host that has the model, asked before all other sources: C(url) and C(of), as
+      M(model_share) gives them. The model counts as fetched from where that host has it from.
+    type: dict
+    default: {}
+  site_token:
+    description: The token that the other host wants to see. Handed to the client through a pipe.
+    type: str
+    default: ""
   stall_seconds:
     description: A source that brings less than 64 KiB in so many seconds is asked anew.
     type: int
@@ -309,6 +319,8 @@ def fetch(file):
         have = 0
     if have < file["bytes"] or not have:
         headers = {"Range": "bytes=%d-" % have} if have else {}
+        if ask["token"]:
+            headers["Authorization"] = "Bearer " + ask["token"]
         request = urllib.request.Request(file["url"], headers=headers)
         try:
             receive(request, file, part, have)
@@ -381,6 +393,7 @@ def checked_path(path):
 
 
 def label(source):
+    source = source.get("of", source)
     revision = "@" + source["revision"] if source.get("revision") else ""
     return "{} {}{}".format(source["source"], source.get("repository") or "", revision)
 
@@ -465,6 +478,10 @@ class Fetch:
         self.fetched, self.quality = 0, None
         first = self.args["download"]
         self.sources = [first, *(first.get("alternatives") or [])]
+        site = self.args.get("site") or {}
+        if site.get("url"):
+            about = {"source": "site", "repository": site["url"], "of": site["of"]}
+            self.sources.insert(0, dict(about, files=site["of"]["files"]))
         self.verified = {}
 
     # What is there
@@ -660,10 +677,12 @@ class Fetch:
                 continue
             for reason in reasons:
                 self.module.warn("Source skipped: " + reason)
+            self.quality = self.quality or source.get("of", {}).get("quality")
+            told = source.get("of", source)
             marker = {
-                "source": source["source"],
-                "repository": source.get("repository"),
-                "revision": source.get("revision"),
+                "source": told["source"],
+                "repository": told.get("repository"),
+                "revision": told.get("revision"),
                 "files": files,
             }
             return dict(marker, quality=self.quality) if self.quality else marker
@@ -684,6 +703,8 @@ class Fetch:
             return self.listed_by_ollama(source)
         if kind == "http":
             return self.listed_by_http(source)
+        if kind == "site":
+            return self.listed_by_site(source)
         if kind == "quantize":
             return self.placed(source, [dict(source["files"][0], bytes=source["bytes"])])
         raise Fatal(
@@ -898,6 +919,15 @@ class Fetch:
         except (OSError, ValueError, KeyError, StopIteration) as error:
             raise SourceFailed(f"{url} holds no model: {error}.") from error
 
+    def listed_by_site(self, source):
+        url = source["repository"]
+        self.require_answer(url, "model_share to false, or model_share_address")
+        listed = [
+            dict(file, pin=file["sha256"], url=f"{url}/{urllib.parse.quote(file['path'])}")
+            for file in self.wanted(source)
+        ]
+        return self.placed(source, listed)
+
     def listed_by_http(self, source):
         base = source["repository"].rstrip("/")
         wanted = self.wanted(source)
@@ -1056,13 +1086,17 @@ class Fetch:
             MODELSCOPE_HOME=scratch,
             MODELSCOPE_DOWNLOAD_MAX_RETRIES="1",  # by_client tries again
         )
-        token = self.args["huggingface_token"]
+        token = ""
+        if kind == "huggingface":
+            token = self.args["huggingface_token"]
+        elif kind == "site":
+            token = self.args["site_token"]
         wanted = ("path", "folder", "url")
         request = {
             "repository": source["repository"],
             "revision": source.get("revision") or {"huggingface": "main"}.get(kind, "master"),
             "workers": WORKERS,
-            "token": token if kind == "huggingface" else "",
+            "token": token,
             "files": [
                 dict({key: str(file[key]) for key in wanted if key in file}, bytes=file["bytes"])
                 for file in files
@@ -1457,6 +1491,8 @@ def main():
             "staged": {"type": "dict", "default": {}},
             "defer": {"type": "bool", "default": False},
             "list_only": {"type": "bool", "default": False},
+            "site": {"type": "dict", "default": {}},
+            "site_token": {"type": "str", "default": "", "no_log": True},
             "stall_seconds": {"type": "int", "default": 60},
             "huggingface_endpoint": {"type": "str", "default": "https://huggingface.co"},
             "huggingface_token": {"type": "str", "default": "", "no_log": True},

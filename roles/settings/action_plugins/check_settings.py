@@ -82,6 +82,11 @@ FORMS = {
     "gateway_read_timeout": (r"[1-9]\d*", "is not above 0", "give seconds, 600 or more"),
     "gateway_engine_requests": NUMBER_OF_REQUESTS,
     "gateway_queue": NUMBER_OF_REQUESTS,
+    "model_share_port": (
+        r"auto|[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]",
+        "is neither auto nor a TCP port",
+        "give auto, or a number from 1 to 65535",
+    ),
     "model_max_perplexity_ratio": (
         r"auto|[1-9]\d*(\.\d+)?",
         "is neither auto nor a number of 1 or more",
