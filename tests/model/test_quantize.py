@@ -321,6 +321,70 @@ def test_the_importance_is_that_of_another_program(files, tmp_path):
     assert float(done.stdout) < 0.05
 
 
+MADE_UP = """
+import json, sys, torch
+from transformers import AutoConfig, AutoModelForCausalLM
+torch.manual_seed(0)
+config = AutoConfig.for_model(**json.load(sys.stdin))
+AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(sys.argv[1])
+"""
+
+
+@pytest.fixture
+def made_up(files, tmp_path):
+    """Return a function that makes a checkpoint of one layer, of random weights."""
+
+    def make(**config) -> dict:
+        folder = tmp_path / "made-up"
+        shutil.copytree(files["checkpoint"], folder)
+        own = json.loads((folder / "config.json").read_text())
+        own = {key: own[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")}
+        own |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+        subprocess.run(
+            [TOOLS / "bin/python", "-I", "-c", MADE_UP, folder],
+            input=json.dumps(own | config), text=True, check=True,
+        )  # fmt: skip
+        paths = {name: str(tmp_path / f"{name}.gguf") for name in ("wide", "narrow")}
+        return files | paths | {"checkpoint": str(folder)}
+
+    return make
+
+
+@pytest.mark.parametrize("used", [2, 4])
+def test_every_expert_has_its_own_importance(made_up, tmp_path, used):
+    """Where a token goes to all of them they have seen the same, else not."""
+    asked = made_up(
+        model_type="qwen3_moe", hidden_size=64, head_dim=32, intermediate_size=64,
+        moe_intermediate_size=32, num_experts=4, num_experts_per_tok=used,
+    )  # fmt: skip
+    text = (FILES / "calibration.txt").read_text()
+    asked |= {"calibration": text, "importance": str(tmp_path / "importance.npz")}
+    assert tool("convert", asked) == {}
+    assert tool("weigh", asked)["tensors"] == 8
+    show = "import numpy, sys; found = numpy.load(sys.argv[1])['blk.0.ffn_up_exps.weight'];"
+    show += "print(found.shape, len({row.round(4).tobytes() for row in found}))"
+    command = [TOOLS / "bin/python", "-I", "-c", show, asked["importance"]]
+    said = subprocess.check_output(command, text=True)
+    assert said.split() == ["(4,", "64)", "1" if used == 4 else "4"]
+    assert tool("quantize", asked) == {}
+
+
+def test_rows_that_128_does_not_divide(made_up, tmp_path):
+    """A smaller group, as of SmolLM2; else a refusal that says why."""
+    shape = {"model_type": "llama", "hidden_size": 192, "intermediate_size": 256}
+    narrow = tmp_path / "narrow"
+    text = (FILES / "calibration.txt").read_text()
+    asked = made_up(**shape) | {"precision": "gptq", "calibration": text, "narrow": str(narrow)}
+    assert tool("compress", asked) == {}
+    config = json.loads((narrow / "config.json").read_text())
+    (group,) = config["quantization_config"]["config_groups"].values()
+    assert group["weights"]["group_size"] == 64
+    shutil.rmtree(asked["checkpoint"])
+    said = tool("compress", asked | made_up(**shape | {"hidden_size": 80}) | {"precision": "gptq"})
+    assert "128, 64 or 32 weights, which rows of 80, 256 are no multiple of" in said["error"]
+    assert "Take fp8 or a GGUF precision" in said["error"]
+
+
 def test_a_short_calibration_is_refused(files, tmp_path):
     asked = files | {"calibration": "short", "importance": str(tmp_path / "importance.npz")}
     for action in ("weigh", "compress"):

@@ -276,9 +276,11 @@ def weigh(wide, importance, calibration, threads, share="", **_):
     for done, begin in enumerate(begins):
         tell(share, done, len(begins))
         window = tokens[begin : begin + WINDOW]
-        model.logits(model.opened(window[1:]) if model.opened([]) else window)
-    if watch.fault:
-        raise watch.fault
+        try:
+            model.logits(model.opened(window[1:]) if model.opened([]) else window)
+        finally:
+            if watch.fault:
+                raise watch.fault
     found = dict(watch.means())
     if not found or not all(numpy.isfinite(one).all() for one in found.values()):
         raise Refused("No importance matrix came of this model. Set model_imatrix to false.")
@@ -436,25 +438,47 @@ class Folder:
         return self.tokenizer.decode(said[0][len(given) :], skip_special_tokens=True)
 
 
+def group_of(model):
+    """How many weights share a scale: as many as go into each row of the model, at most 128."""
+    import torch
+
+    rows = {
+        module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    for size in (128, 64, 32):
+        if not any(columns % size for columns in rows):
+            return size
+    raise Refused(
+        f"gptq and awq share a scale among 128, 64 or 32 weights, which rows of "
+        f"{', '.join(map(str, sorted(rows)))} are no multiple of. Take fp8 or a GGUF precision."
+    )
+
+
 def compress(checkpoint, narrow, precision, calibration, **_):
     import torch
+    from compressed_tensors.quantization import preset_name_to_scheme
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
-    which = {"targets": "Linear", "ignore": ["lm_head"]}
-    given = {}
+    given, ignore = {}, ["lm_head"]
     if precision == "fp8":  # scales of the activations come with each request
-        recipe = QuantizationModifier(scheme="FP8_DYNAMIC", **which)
+        recipe = QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=ignore)
     else:
+        four = "W4A16" if precision == "gptq" else "W4A16_ASYM"
+        scheme = preset_name_to_scheme(four, ["Linear"])
+        scheme.weights.group_size = group_of(model)
+        which = {"config_groups": {"group_0": scheme}, "ignore": ignore}
         if precision == "gptq":
-            recipe = GPTQModifier(scheme="W4A16", **which)
+            recipe = GPTQModifier(**which)
         else:
             from llmcompressor.modifiers.awq import AWQModifier
 
-            recipe = AWQModifier(scheme="W4A16_ASYM", **which)
+            recipe = AWQModifier(**which)
         tokens = tokenizer.encode(calibration, add_special_tokens=False)[: WINDOW * CALIBRATED]
         if len(tokens) < WINDOW:
             raise Refused(f"The text of calibration (model_calibration) is under {WINDOW} tokens.")

@@ -8,14 +8,14 @@ from .weights import is_gguf
 
 START = 15  # seconds in which a step loads Python's libraries
 # Seconds per GB of the checkpoint: read, turned into one file of 16 bits by one thread, written.
-CONVERT = 6
+CONVERT = 9
 # To write it with fewer bits. The K types search for their scales; times the cores.
 QUANTIZE, QUANTIZE_K = 1.5, 40
 # One window of 512 tokens, computed on the CPU; times the cores.
-WINDOW = 20
-# Two models see 8 windows each to be compared; a text of calibration has 13 in the project's own
-# (25 KB), at most 128 in one of the user's (quantize.py).
-COMPARED, CALIBRATED, CALIBRATED_AT_MOST = 16, 13, 128
+WINDOW = 24
+# Two models see 8 windows each to be compared; of a text of calibration there are 20 in the
+# project's own (25 KB), at most 128 in one of the user's (quantize.py).
+COMPARED, CALIBRATED, CALIBRATED_AT_MOST = 16, 20, 128
 # With a GPU, on an H100: 1.5B by GPTQ 41 s, the comparison 46 s. AWQ tries 20 scales for each
 # group and fp8 none: cautious figures, not measured.
 COMPRESS = {"fp8": 5, "gptq": 8, "awq": 24}
