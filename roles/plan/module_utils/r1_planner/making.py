@@ -10,7 +10,7 @@ START = 15  # seconds in which a step loads Python's libraries
 # Seconds per GB of the checkpoint: read, turned into one file of 16 bits by one thread, written.
 CONVERT = 9
 # To write it with fewer bits. The K types search for their scales; times the cores.
-QUANTIZE, QUANTIZE_K = 1.5, 40
+QUANTIZE, QUANTIZE_K = 1.5, 50
 # One window of 512 tokens, computed on the CPU; times the cores.
 WINDOW = 24
 # Two models see 8 windows each to be compared; of a text of calibration there are 20 in the
