@@ -49,3 +49,17 @@ def test_other_phases_are_said_once(meter):
     assert meter.line(installing) is None
     assert meter.line({"phase": "checking"}) == "deepseek-r1-1.5b: checking SHA-256"
     assert meter.line({}) is None
+
+
+def test_every_tenth_of_a_step_is_said_once(meter):
+    def line(phase, done, total):
+        return meter.line({"phase": phase, "done": done, "total": total})
+
+    assert line("converting", 0, 3_000) == "deepseek-r1-1.5b: converting to one file of 16 bits"
+    assert line("converting", 299, 3_000) is None
+    assert line("converting", 700, 3_000).endswith("one file of 16 bits (20 %)")
+    assert line("converting", 899, 3_000) is None
+    assert line("weighing", 0, 13) == "deepseek-r1-1.5b: computing the importance matrix"
+    assert line("weighing", 12, 13).endswith("matrix (90 %)")
+    assert line("comparing", 0, 0).endswith("comparing the result with the checkpoint")
+    assert line("checking", TOTAL, TOTAL) == "deepseek-r1-1.5b: checking SHA-256"

@@ -1,6 +1,7 @@
 """Models that no source has are made from their checkpoint: the real converter, quantizer and
 engine, on the tiny model."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -38,6 +39,8 @@ def made() -> dict:
         "bytes": 2700000,
         "from": checkpoint_of("tiny-r1"),
         "memory_bytes": 2**30,
+        "seconds": 80,
+        "imatrix": False,
         "pre_tokenizer": "deepseek-r1-qwen",
         "alternatives": [],
     }
@@ -75,8 +78,8 @@ def ask(server_binary, model, port, background) -> str:
 
 
 @pytest.mark.timeout(900)  # the tools are 2 GB
-def test_made_checked_and_served(play, made, llama_server_binary, background, free_port):
-    """In a real play: forecast, made, untouched by the next run; the engine answers rightly."""
+def test_made_and_checked(play, made):
+    """In a real play: forecast, made, untouched by the next run."""
     plan = {"model": "m", "precision": "q5_k_m", "download": made}
     given = {"plan_result": plan, "model_keep_quantizer": True}
     forecast = play(made, "--check", "--diff", **given)
@@ -86,6 +89,7 @@ def test_made_checked_and_served(play, made, llama_server_binary, background, fr
 
     first = play(made, **given)
     assert first["rc"] == 0 and first["changed"], first["out"]
+    assert "[box] to quantize takes about 1 min 20 s when all is fetched" in first["out"]
     told = ("installing what quantizes", "converting to one file of 16 bits", "comparing")
     assert any(f"m: {phase}" in first["out"] for phase in told)
     home = play.data / "models/m/q5_k_m"
@@ -101,8 +105,40 @@ def test_made_checked_and_served(play, made, llama_server_binary, background, fr
 
     again = play(made, "--diff", **given)
     assert again["rc"] == 0 and not again["changed"], again["out"]
-    model = home / "tiny-r1-q5_k_m.gguf"
+
+
+@pytest.mark.parametrize("imatrix", [False, True])
+def test_the_engine_answers_rightly(
+    quantize, tmp_path, imatrix, llama_server_binary, background, free_port
+):
+    assert quantize(imatrix=imatrix)["changed"]
+    model = tmp_path / "models/m/q5_k_m/tiny-r1-q5_k_m.gguf"
     assert "2 + 2 = 4" in ask(llama_server_binary, model, free_port(), background)
+
+
+def test_an_importance_matrix_makes_another_file(play, made):
+    """A change of the setting, or of the text, makes it anew; the play tells which text it was."""
+    plan = {"model": "m", "precision": "q5_k_m", "download": made}
+    given = {"plan_result": plan, "model_keep_quantizer": True}
+    text = play.folder / "prompts.txt"
+    text.write_text((FILES / "perplexity.txt").read_text())
+    model, digests = play.data / "models/m/q5_k_m/tiny-r1-q5_k_m.gguf", set()
+    weighed = {**made, "imatrix": True, "revision": made["revision"] + ", imatrix"}
+    for download, calibration in ((made, ""), (weighed, ""), (weighed, str(text))):
+        plan["download"], given["model_calibration"] = download, calibration
+        done = play(download, **given)
+        assert done["rc"] == 0 and done["changed"], done["out"]
+        digests.add(hashlib.sha256(model.read_bytes()).hexdigest())
+        marker = json.loads((model.parent / ".complete").read_text())
+        assert "2 + 2 = 4" in marker["quality"]["answer"]
+    assert len(digests) == 3
+    digest = hashlib.sha256(text.read_bytes()).hexdigest()[:12]
+    assert marker["revision"] == f"{made['revision']}, imatrix, calibration {digest}"
+    assert not play(weighed, **given)["changed"]
+    text.write_bytes(b"\xff\xfe")
+    refused = play(weighed, **given)
+    assert refused["rc"] and "model_calibration:" in refused["out"]
+    assert "cannot be read as text in UTF-8" in " ".join(refused["out"].split())
 
 
 def test_a_folder_for_vllm(model_files, made, tmp_path):
@@ -239,6 +275,128 @@ def test_perplexity_is_that_of_another_program(files):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert tool("check", files)["source_perplexity"] == pytest.approx(float(done.stdout), rel=0.01)
+
+
+SQUARES = """
+import json, sys, numpy, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+ask = json.load(sys.stdin)
+model = AutoModelForCausalLM.from_pretrained(ask["checkpoint"], dtype=torch.float32)
+tokens = AutoTokenizer.from_pretrained(ask["checkpoint"]).encode(
+    ask["calibration"], add_special_tokens=False)
+means = {}
+def look(name):
+    return lambda module, given: means.setdefault(name, []).append(
+        given[0].double().pow(2).mean(dim=(0, 1)).numpy())
+for layer in (0, 2):
+    for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
+        module = model.get_submodule(f"model.layers.{layer}.{part}")
+        module.register_forward_pre_hook(look((layer, part)))
+for begin in range(0, len(tokens) - 511, 512):
+    window = torch.tensor([tokens[begin:begin + 512]])
+    window[0, 0] = model.config.bos_token_id
+    with torch.no_grad():
+        model(window)
+names = {"self_attn.q_proj": "attn_q", "self_attn.o_proj": "attn_output",
+         "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+found, worst = numpy.load(ask["importance"]), 0
+for (layer, part), values in means.items():
+    wanted = numpy.mean(values, axis=0)
+    own = found[f"blk.{layer}.{names[part]}.weight"][0]
+    worst = max(worst, float((abs(own - wanted) / (wanted + wanted.mean())).max()))
+print(worst)
+"""
+
+
+def test_the_importance_is_that_of_another_program(files, tmp_path):
+    """Transformers, looking at what goes into its layers; windows as llama-imatrix has them."""
+    text = (FILES / "calibration.txt").read_text()
+    asked = files | {"calibration": text, "importance": str(tmp_path / "importance.npz")}
+    assert tool("weigh", asked) == {"tensors": 21, "windows": 23}
+    done = subprocess.run(
+        [TOOLS / "bin/python", "-I", "-c", SQUARES],
+        input=json.dumps(asked), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.05
+
+
+MADE_UP = """
+import json, sys, torch
+from transformers import AutoConfig, AutoModelForCausalLM
+torch.manual_seed(0)
+config = AutoConfig.for_model(**json.load(sys.stdin))
+AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(sys.argv[1])
+"""
+
+
+@pytest.fixture
+def made_up(files, tmp_path):
+    """Return a function that makes a checkpoint of one layer, of random weights."""
+
+    def make(**config) -> dict:
+        folder = tmp_path / "made-up"
+        shutil.copytree(files["checkpoint"], folder)
+        own = json.loads((folder / "config.json").read_text())
+        own = {key: own[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")}
+        own |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+        subprocess.run(
+            [TOOLS / "bin/python", "-I", "-c", MADE_UP, folder],
+            input=json.dumps(own | config), text=True, check=True,
+        )  # fmt: skip
+        paths = {name: str(tmp_path / f"{name}.gguf") for name in ("wide", "narrow")}
+        return files | paths | {"checkpoint": str(folder)}
+
+    return make
+
+
+@pytest.mark.parametrize("used", [2, 4])
+def test_every_expert_has_its_own_importance(made_up, tmp_path, used):
+    """Where a token goes to all of them they have seen the same, else not."""
+    asked = made_up(
+        model_type="qwen3_moe", hidden_size=64, head_dim=32, intermediate_size=64,
+        moe_intermediate_size=32, num_experts=4, num_experts_per_tok=used,
+    )  # fmt: skip
+    text = (FILES / "calibration.txt").read_text()
+    asked |= {"calibration": text, "importance": str(tmp_path / "importance.npz")}
+    assert tool("convert", asked) == {}
+    assert tool("weigh", asked)["tensors"] == 8
+    show = "import numpy, sys; found = numpy.load(sys.argv[1])['blk.0.ffn_up_exps.weight'];"
+    show += "print(found.shape, len({row.round(4).tobytes() for row in found}))"
+    command = [TOOLS / "bin/python", "-I", "-c", show, asked["importance"]]
+    said = subprocess.check_output(command, text=True)
+    assert said.split() == ["(4,", "64)", "1" if used == 4 else "4"]
+    assert tool("quantize", asked) == {}
+
+
+def test_rows_that_128_does_not_divide(made_up, tmp_path):
+    """A smaller group, as of SmolLM2; else a refusal that says why."""
+    shape = {"model_type": "llama", "hidden_size": 192, "intermediate_size": 256}
+    narrow = tmp_path / "narrow"
+    text = (FILES / "calibration.txt").read_text()
+    asked = made_up(**shape) | {"precision": "gptq", "calibration": text, "narrow": str(narrow)}
+    assert tool("compress", asked) == {}
+    config = json.loads((narrow / "config.json").read_text())
+    (group,) = config["quantization_config"]["config_groups"].values()
+    assert group["weights"]["group_size"] == 64
+    shutil.rmtree(asked["checkpoint"])
+    said = tool("compress", asked | made_up(**shape | {"hidden_size": 80}) | {"precision": "gptq"})
+    assert "128, 64 or 32 weights, which rows of 80, 256 are no multiple of" in said["error"]
+    assert "Take fp8 or a GGUF precision" in said["error"]
+
+
+def test_a_short_calibration_is_refused(files, tmp_path):
+    asked = files | {"calibration": "short", "importance": str(tmp_path / "importance.npz")}
+    for action in ("weigh", "compress"):
+        said = tool(action, asked | {"precision": "gptq"})["error"]
+        assert "The text of calibration (model_calibration) is under 512 tokens" in said
+
+
+def test_how_far_a_comparison_is_can_be_read(files, tmp_path):
+    share = tmp_path / "share"
+    assert tool("check", files | {"share": str(share)})["perplexity"] > 1
+    done, total = json.loads(share.read_text())
+    assert done == total - 1 and total >= 2
 
 
 def test_what_lost_too_much_is_refused(files):

@@ -8,8 +8,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/plan/module_utils"))
 
+from r1_planner import making
+from r1_planner.hardware import Hardware
 from r1_planner.planner import make_plan
+from r1_planner.summary import summary
 from r1_planner.units import PlanError
+from r1_planner.wishes import Wishes
 
 PLAN = Path(__file__).resolve().parents[2] / "roles/plan"
 CATALOGUE = yaml.safe_load((PLAN / "vars/catalogue.yml").read_text())["__plan_catalogue"]
@@ -266,3 +270,47 @@ def test_what_was_quantized_into_a_bundle_is_not_made_again():
 def test_the_model_of_the_project_needs_no_bundle():
     found = plan({}, model="tiny-r1", bundle=held("deepseek-r1-1.5b/q8_0"))
     assert found["download"]["source"] == "bundled" and not found["problems"]
+
+
+def test_making_that_takes_too_long_is_refused():
+    asked = {"model": "deepseek-r1-1.5b", "precision": "q6_k"}
+    took = plan({"huggingface": UP}, **asked)["download"]["seconds"]
+    least = -(-took // 60)
+    found = plan({"huggingface": UP}, quantize_minutes=least - 1, **asked)
+    assert not found["fits"]
+    said = found["problems"][0]
+    assert f"to make it from bf16 takes about {least} min with 2 CPU cores" in said
+    assert (
+        f"more than model_quantize_minutes allows, {least - 1}. Set it to {least} or more" in said
+    )
+    assert plan({"huggingface": UP}, quantize_minutes=least, **asked)["fits"]
+    made = plan({"huggingface": UP}, ["deepseek-r1-1.5b/q6_k"], quantize_minutes=1, **asked)
+    assert made["fits"], "it is there"
+
+
+def test_how_long_it_takes_is_told_before():
+    asked = {"model": "deepseek-r1-1.5b", "precision": "q6_k"}
+    found = plan({"huggingface": UP}, **asked)
+    took = found["download"]["seconds"]
+    told = f"about {round(took / 60)} min"
+    assert f"That takes {told} when all is fetched" in str(found["reasons"])
+    assert f"quantize  {told} on this host" in summary(found)
+    # 3.55 GB: docs/quantize.md has the seconds of each step on two cores.
+    assert 300 < took < 1500
+    more = making.of(3.55e9, "q6_k", Hardware(cpus=16), Wishes()).seconds
+    assert 60 < more < took / 3
+    assert 60 < making.of(3.55e9, "gptq", Hardware(cpus=16), Wishes()).seconds < 180, "87 s"
+
+
+def test_an_importance_matrix_is_part_of_what_is_made():
+    asked = {"model": "deepseek-r1-1.5b", "imatrix": True}
+    found = plan({"huggingface": UP}, precision="q6_k", **asked)
+    without = plan({"huggingface": UP}, precision="q6_k", **(asked | {"imatrix": False}))
+    assert found["download"]["imatrix"]
+    assert found["download"]["revision"] == without["download"]["revision"] + ", imatrix"
+    assert found["download"]["seconds"] > without["download"]["seconds"]
+    assert "made on the host with an importance matrix from bf16" in str(found["reasons"])
+    own = plan({"huggingface": UP}, precision="q6_k", calibration="/srv/prompts.txt", **asked)
+    assert own["download"]["seconds"] > found["download"]["seconds"], "of up to 128 windows"
+    plain = plan({"huggingface": UP}, precision="f16", **asked)["download"]
+    assert not plain["imatrix"] and "imatrix" not in plain["revision"]

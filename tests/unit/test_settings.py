@@ -123,6 +123,8 @@ def test_right_values(checks, specs, name, value):
         ("gateway_engine_requests", -1, "neither auto nor", "0 or more"),
         ("gateway_queue", "many", "neither auto nor", "0 or more"),
         ("model_max_perplexity_ratio", 0.9, "neither auto nor", "1.1"),
+        ("model_quantize_minutes", 0, "not above 0", "720"),
+        ("model_imatrix", "often", "not valid", "true or false"),
         ("model_sources", ["modelscop"], "modelscope, huggingface", "a list"),
         ("plan_hardware", {"gpu": []}, "gpu", "a mapping"),
         ("plan_hardware", {"gpus": [{"name": 1, "memory": 2}]}, "memory", "a mapping"),
@@ -210,6 +212,11 @@ def test_wrong_values(checks, specs, name, value, what, fix):
             | {"host_python": "/usr/bin/python3"},
             "gateway_upstreams: value (hidden) has a loopback address",
             "that other machines reach",
+        ),
+        (
+            {"model_calibration": "/nowhere/prompts.txt"},
+            "model_calibration: value '/nowhere/prompts.txt' is not a file on the controller",
+            "give a text file",
         ),
         (
             {"gateway_trusted_ca": "/nowhere/ca.crt"},

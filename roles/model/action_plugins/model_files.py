@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import time
@@ -22,6 +23,10 @@ options:
     description: Seconds after which a fetch is given up. Run again to resume it.
     type: int
     default: 86400
+  calibration:
+    description: >
+      Text on the controller to calibrate by, where the model is quantized; empty is the project's.
+    type: path
 """
 EXAMPLES = "See the module."
 RETURN = "See the module."
@@ -30,6 +35,7 @@ FILES = Path(__file__).resolve().parents[1] / "files"
 PHASES = {
     "checking": "checking SHA-256",
     "converting": "converting to one file of 16 bits",
+    "weighing": "computing the importance matrix",
     "quantizing": "quantizing",
     "comparing": "comparing the result with the checkpoint",
 }
@@ -49,7 +55,7 @@ class Meter:
     """Turns what the module writes into lines a person can read."""
 
     def __init__(self, model: str):
-        self.model, self.phase = model, ""
+        self.model, self.phase, self.tenths = model, "", 0
 
     def line(self, state: dict) -> str | None:
         """One line, or nothing when it would only repeat the last."""
@@ -59,7 +65,7 @@ class Meter:
             what = "what quantizes" if source == "quantize" else f"the client of {source}"
             return f"{self.model}: installing {what}" if new else None
         if phase in PHASES:
-            return f"{self.model}: {PHASES[phase]}" if new else None
+            return self.step(PHASES[phase], state, new)
         if phase != "fetching" or not state["total"]:
             return None
         done, total = state["done"], state["total"]
@@ -68,6 +74,15 @@ class Meter:
         if rate:
             text += f", {rate / 1e6:,.1f} MB/s, {human(state['seconds_left'])} left"
         return text
+
+    def step(self, name: str, state: dict, new: bool) -> str | None:
+        """A step of quantizing: its begin, and every tenth of it where that is known."""
+        known = state["phase"] != "checking" and state["total"]
+        tenths, before = 10 * state["done"] // state["total"] if known else 0, self.tenths
+        self.tenths = tenths
+        if not new and tenths <= before:
+            return None
+        return f"{self.model}: {name}" + (f" ({10 * tenths} %)" if tenths else "")
 
 
 class ActionModule(ActionBase):
@@ -81,6 +96,7 @@ class ActionModule(ActionBase):
         self.limit = int(args.pop("time_limit", 86400))
         args["shipped"] = str(FILES)
         args["download"] = self._with_listed_folders(args.get("download"))
+        calibration = self._calibration(args)
         if self._task.check_mode:
             return self._module(args, task_vars)
         result = self._module({**args, "defer": True}, task_vars)
@@ -95,8 +111,9 @@ class ActionModule(ActionBase):
             args["quantizer"] = {
                 "program": (FILES / "quantize.py").read_text(encoding="utf-8"),
                 "text": (FILES / "perplexity.txt").read_text(encoding="utf-8"),
-                "calibration": (FILES / "calibration.txt").read_text(encoding="utf-8"),
+                "calibration": calibration,
             }
+            self._tell_how_long(args["download"], task_vars)
             result = self._watch(args, result["progress"], task_vars)
         return result
 
@@ -117,6 +134,32 @@ class ActionModule(ActionBase):
             return download
         names = [path for path in sorted(base.rglob("*")) if path.is_file()]
         return {**download, "files": [{"path": str(path.relative_to(base))} for path in names]}
+
+    def _calibration(self, args):
+        """The text, which is part of the recipe where it is the user's own."""
+        own, download = args.pop("calibration", None), args["download"]
+        if not own or not isinstance(download, dict) or download.get("source") != "quantize":
+            return (FILES / "calibration.txt").read_text(encoding="utf-8")
+        try:
+            text = Path(own).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise AnsibleActionFail(
+                f"model_calibration: {own} cannot be read as text in UTF-8 ({error}). Give a text "
+                "file on the machine that runs Ansible, or leave it empty."
+            ) from error
+        if download.get("imatrix") or args["precision"] in ("gptq", "awq"):
+            digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+            revision = f"{download['revision']}, calibration {digest}"
+            args["download"] = {**download, "revision": revision}
+        return text
+
+    @staticmethod
+    def _tell_how_long(download, task_vars):
+        if isinstance(download, dict) and download.get("seconds"):
+            Display().display(
+                f"  [{task_vars.get('inventory_hostname', '')}] to quantize takes about "
+                f"{human(download['seconds'])} when all is fetched"
+            )
 
     def _carry(self, paths):
         missing = [path for path in paths if not Path(path).is_file()]

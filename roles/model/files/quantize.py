@@ -5,13 +5,18 @@ its library by ctypes, the very build that serves; for vLLM llmcompressor. Reads
 from stdin; ends with a line of JSON.
 
   convert   checkpoint, wide, pre_tokenizer    the checkpoint as one file of 16 bits
-  quantize  wide, narrow, precision, threads   that file with fewer bits
-  check     checkpoint, wide, narrow, precision, threads, text, most
+  weigh     wide, importance, calibration, threads
+            the importance matrix of that file
+  quantize  wide, narrow, precision, threads, importance
+            that file with fewer bits
+  check     checkpoint, wide, narrow, precision, threads, text, most, share
             metadata, perplexity and a greedy answer of both; the error says what is wrong
   compress  checkpoint, narrow, precision, calibration
             a folder in the form of compressed-tensors
-  compare   checkpoint, narrow, precision, text, most
+  compare   checkpoint, narrow, precision, text, most, share
             as check, of two folders
+
+share is a file that tells how far a step is, as [done, of]; importance a file, or empty for none.
 """
 
 import ctypes
@@ -35,6 +40,7 @@ MOST = {
 }  # fmt: skip
 # As llama-perplexity: windows of so many tokens, of which the second half is counted.
 WINDOW, WINDOWS = 512, 8
+CALIBRATED = 128  # windows of a text of calibration, at most
 PROMPT = "<｜User｜>What is 2+2?<｜Assistant｜><think>\n"
 SAID = 32  # tokens of the greedy answer
 
@@ -43,11 +49,62 @@ class Refused(Exception):
     """What was made is not to be used."""
 
 
-# llama.h, by value. Only the first fields are ever set; the room behind them is more than it needs.
+# llama.h, by value. Few fields are ever set; the room behind them is more than it needs.
 
 
 class Parameters(ctypes.Structure):
     _fields_ = [("first", ctypes.c_int32 * 4), ("rest", ctypes.c_byte * 1008)]
+
+    def integers(self, *offsets):
+        return [ctypes.c_int32.from_buffer(self, offset).value for offset in offsets]
+
+    def point(self, offset, to):
+        ctypes.c_void_p.from_buffer(self, offset).value = ctypes.cast(to, ctypes.c_void_p).value
+
+
+# Bytes into llama_model_quantize_params and llama_context_params.
+IMATRIX, CALLBACK, TYPE_K, TYPE_V = 24, 88, 104, 108
+
+
+class Importance(ctypes.Structure):
+    """llama_model_imatrix_data: an array of them ends with one that has no name."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.POINTER(ctypes.c_float)),
+        ("size", ctypes.c_size_t),
+    ]
+
+
+class Tensor(ctypes.Structure):
+    """ggml_tensor."""
+
+    _fields_ = [
+        ("type", ctypes.c_int32),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int32),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    ]
+
+    def source(self, index):
+        return Tensor.from_address(self.src[index])
+
+    def array(self, kind):
+        """What lies there, as numpy sees it: the last dimension of ggml is the first one here."""
+        import numpy
+
+        shape, strides = self.ne[::-1], self.nb[::-1]
+        size = 1 + sum((n - 1) * b for n, b in zip(shape, strides, strict=True))
+        room = (ctypes.c_char * (size + 3)).from_address(self.data)
+        return numpy.ndarray(shape, kind, room, strides=strides)
 
 
 class Batch(ctypes.Structure):
@@ -107,8 +164,18 @@ def library():
         lib.llama_context_default_params().first
     ) != [512, 2048, 512, 1]:
         raise Refused("The library of llama.cpp is another build than this program was made for.")
+    context = lib.llama_context_default_params()
+    if context.integers(CALLBACK, CALLBACK + 4, TYPE_K, TYPE_V) != [0, 0, 1, 1]:
+        raise Refused("The library of llama.cpp is another build than this program was made for.")
     lib.llama_backend_init()
     return lib
+
+
+def tell(share, done, total):
+    if share:
+        new = Path(share).with_suffix(".new")
+        new.write_text(json.dumps([done, total]))
+        new.replace(share)
 
 
 def convert(checkpoint, wide, pre_tokenizer, **_):
@@ -135,10 +202,106 @@ def convert(checkpoint, wide, pre_tokenizer, **_):
     return {}
 
 
-def quantize(wide, narrow, precision, threads, **_):
+class Watch:
+    """Sums up the squares of what the weights of a model are multiplied with, column by column."""
+
+    def __init__(self, lib):
+        self.base = ctypes.CDLL(str(Path(lib._name).with_name("libggml-base.so")))
+        self.base.ggml_op_name.restype = ctypes.c_char_p
+        self.base.ggml_get_name.restype = ctypes.c_char_p
+        self.base.ggml_get_name.argtypes = (THING,)
+        self.sums, self.counts, self.fault = {}, {}, None
+        kind = ctypes.CFUNCTYPE(ctypes.c_bool, THING, ctypes.c_bool, THING)
+        self.callback = kind(self.seen)
+
+    def seen(self, address, ask, _data):
+        """llama.cpp asks of each node of its graph, and comes again when one we want is there."""
+        try:
+            return self.look(Tensor.from_address(address), ask)
+        except Exception as error:  # it cannot pass through C
+            self.fault = self.fault or error
+            return False
+
+    def look(self, node, ask):
+        operation = self.base.ggml_op_name(node.op)
+        if operation not in (b"MUL_MAT", b"MUL_MAT_ID"):
+            return not ask
+        weights, given = node.source(0), node.source(1)
+        if not weights.name.startswith(b"blk.") or given.type != 0:  # F32
+            return not ask
+        if ask:
+            return True
+        if self.base.ggml_get_name(node.src[0]) != weights.name:
+            raise Refused("The library of llama.cpp is another build than this program knows.")
+        squares = given.array("f4").astype("f8") ** 2
+        if operation == b"MUL_MAT":
+            self.add(weights, 0, squares.reshape(-1, squares.shape[-1]))
+        else:  # one matrix for each expert; [1, tokens, slots, columns] and who is in the slots
+            chosen = node.source(2).array("i4")[0, 0]
+            for slot in range(chosen.shape[1]):
+                rows = squares[0, :, slot % squares.shape[2]]
+                for expert in set(chosen[:, slot].tolist()):
+                    self.add(weights, expert, rows[chosen[:, slot] == expert])
+        return True
+
+    def add(self, weights, expert, rows):
+        import numpy
+
+        name = weights.name.decode()
+        if name not in self.sums:
+            self.sums[name] = numpy.zeros((weights.ne[2], weights.ne[0]))
+            self.counts[name] = numpy.zeros((weights.ne[2], 1))
+        self.sums[name][expert] += rows.sum(axis=0)
+        self.counts[name][expert] += len(rows)
+
+    def means(self):
+        """An expert whom no token reached counts all columns the same."""
+        for name, sums in self.sums.items():
+            count = self.counts[name]
+            sums[count[:, 0] == 0] = 1
+            yield name, (sums / count.clip(1)).astype("f4")
+
+
+def weigh(wide, importance, calibration, threads, share="", **_):
+    """As llama-imatrix does it: on windows of a text, the whole window at once."""
+    import numpy
+
+    lib = library()
+    watch = Watch(lib)
+    model = Model(lib, wide, threads, watch)
+    tokens = model.tokens(calibration)
+    begins = range(0, min(len(tokens) - WINDOW + 1, WINDOW * CALIBRATED), WINDOW)
+    if not begins:
+        raise Refused(f"The text of calibration (model_calibration) is under {WINDOW} tokens.")
+    for done, begin in enumerate(begins):
+        tell(share, done, len(begins))
+        window = tokens[begin : begin + WINDOW]
+        try:
+            model.logits(model.opened(window[1:]) if model.opened([]) else window)
+        finally:
+            if watch.fault:
+                raise watch.fault
+    found = dict(watch.means())
+    if not found or not all(numpy.isfinite(one).all() for one in found.values()):
+        raise Refused("No importance matrix came of this model. Set model_imatrix to false.")
+    numpy.savez(importance, **found)
+    return {"tensors": len(found), "windows": len(begins)}
+
+
+def quantize(wide, narrow, precision, threads, importance="", **_):
     lib = library()
     parameters = lib.llama_model_quantize_default_params()
     parameters.first[0], parameters.first[1] = threads, FILE_TYPES[precision]
+    if importance:
+        import numpy
+
+        found = numpy.load(importance)
+        entries = (Importance * (len(found) + 1))()
+        kept = [found[name].ravel() for name in found]
+        for entry, name, values in zip(entries, found, kept, strict=False):
+            pointer = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            entry.name, entry.data, entry.size = name.encode(), pointer, values.size
+        parameters.point(IMATRIX, entries)
     failed = lib.llama_model_quantize(
         os.fsencode(wide), os.fsencode(narrow), ctypes.byref(parameters)
     )
@@ -148,7 +311,7 @@ def quantize(wide, narrow, precision, threads, **_):
 
 
 class Model:
-    def __init__(self, lib, path, threads):
+    def __init__(self, lib, path, threads, watch=None):
         self.lib = lib
         self.model = lib.llama_model_load_from_file(
             os.fsencode(path), lib.llama_model_default_params()
@@ -157,6 +320,8 @@ class Model:
             raise Refused(f"llama.cpp cannot load {path}.")
         parameters = lib.llama_context_default_params()
         parameters.first[0] = parameters.first[1] = parameters.first[2] = WINDOW
+        if watch:
+            parameters.point(CALLBACK, watch.callback)
         self.context = lib.llama_init_from_model(self.model, parameters)
         if not self.context:
             raise Refused(f"llama.cpp has no memory to use {path}.")
@@ -216,13 +381,15 @@ class Model:
         return b"".join(pieces).decode("utf-8", "replace")
 
 
-def perplexity(model, text):
-    """And the size of the vocabulary."""
+def perplexity(model, text, told):
+    """And the size of the vocabulary; told(windows done, of them) as it goes."""
     import numpy
 
     tokens = model.tokens(text)
     total = count = size = 0
-    for begin in range(0, min(len(tokens) - WINDOW + 1, WINDOW * WINDOWS), WINDOW):
+    begins = range(0, min(len(tokens) - WINDOW + 1, WINDOW * WINDOWS), WINDOW)
+    for done, begin in enumerate(begins):
+        told(done, len(begins))
         window = tokens[begin : begin + WINDOW]
         given = model.opened(window[1:]) if model.opened([]) else window
         half = model.logits(given)[WINDOW // 2 : -1]
@@ -271,26 +438,50 @@ class Folder:
         return self.tokenizer.decode(said[0][len(given) :], skip_special_tokens=True)
 
 
+def group_of(model):
+    """How many weights share a scale: as many as go into each row of the model, at most 128."""
+    import torch
+
+    rows = {
+        module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    for size in (128, 64, 32):
+        if not any(columns % size for columns in rows):
+            return size
+    raise Refused(
+        f"gptq and awq share a scale among 128, 64 or 32 weights, which rows of "
+        f"{', '.join(map(str, sorted(rows)))} are no multiple of. Take fp8 or a GGUF precision."
+    )
+
+
 def compress(checkpoint, narrow, precision, calibration, **_):
     import torch
+    from compressed_tensors.quantization import preset_name_to_scheme
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
-    which = {"targets": "Linear", "ignore": ["lm_head"]}
-    given = {}
+    given, ignore = {}, ["lm_head"]
     if precision == "fp8":  # scales of the activations come with each request
-        recipe = QuantizationModifier(scheme="FP8_DYNAMIC", **which)
+        recipe = QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=ignore)
     else:
+        four = "W4A16" if precision == "gptq" else "W4A16_ASYM"
+        scheme = preset_name_to_scheme(four, ["Linear"])
+        scheme.weights.group_size = group_of(model)
+        which = {"config_groups": {"group_0": scheme}, "ignore": ignore}
         if precision == "gptq":
-            recipe = GPTQModifier(scheme="W4A16", **which)
+            recipe = GPTQModifier(**which)
         else:
             from llmcompressor.modifiers.awq import AWQModifier
 
-            recipe = AWQModifier(scheme="W4A16_ASYM", **which)
-        tokens = tokenizer.encode(calibration, add_special_tokens=False)
+            recipe = AWQModifier(**which)
+        tokens = tokenizer.encode(calibration, add_special_tokens=False)[: WINDOW * CALIBRATED]
+        if len(tokens) < WINDOW:
+            raise Refused(f"The text of calibration (model_calibration) is under {WINDOW} tokens.")
         windows = torch.tensor(tokens[: len(tokens) // WINDOW * WINDOW]).view(-1, 1, WINDOW)
         rows = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in windows]
         given["dataset"] = torch.utils.data.DataLoader(rows, batch_size=None)
@@ -332,11 +523,16 @@ def metadata_faults(checkpoint, path):
         yield "the chat template is not that of the checkpoint"
 
 
-def verdict(precision, text, most, models):
+def verdict(precision, text, most, models, share):
     """What both say to the same; Refused where the second is not good enough."""
     found = []
     for model in models:
-        found.append((*perplexity(model, text), model.answer()))
+        before = len(found)
+
+        def told(done, of, before=before):
+            tell(share, before * of + done, 2 * of)
+
+        found.append((*perplexity(model, text, told), model.answer()))
     (before, size, source_answer), (after, _size, answer) = found
     most = most or MOST[precision]
     # Worse than a guess: a model that never saw such text. Then its answer has to be the same.
@@ -361,7 +557,7 @@ def verdict(precision, text, most, models):
     }
 
 
-def check(checkpoint, wide, narrow, precision, threads, text, most, **_):
+def check(checkpoint, wide, narrow, precision, threads, text, most, share="", **_):
     faults = list(metadata_faults(checkpoint, narrow))
     if faults:
         raise Refused(f"The file that was made is wrong: {'; '.join(faults)}.")
@@ -375,11 +571,11 @@ def check(checkpoint, wide, narrow, precision, threads, text, most, **_):
             yield model
             model.close()
 
-    found = verdict(precision, text, most, models())
+    found = verdict(precision, text, most, models(), share)
     return found | {"bits_per_weight": round(8 * Path(narrow).stat().st_size / parameters, 3)}
 
 
-def compare(checkpoint, narrow, precision, text, most, **_):
+def compare(checkpoint, narrow, precision, text, most, share="", **_):
     parameters = 0
 
     def models():
@@ -389,7 +585,7 @@ def compare(checkpoint, narrow, precision, text, most, **_):
             parameters = parameters or sum(one.numel() for one in model.model.parameters())
             yield model
 
-    found = verdict(precision, text, most, models())
+    found = verdict(precision, text, most, models(), share)
     size = sum(path.stat().st_size for path in Path(narrow).glob("*.safetensors"))
     return found | {"bits_per_weight": round(8 * size / parameters, 3)}
 
@@ -397,6 +593,7 @@ def compare(checkpoint, narrow, precision, text, most, **_):
 def main():
     actions = {
         "convert": convert,
+        "weigh": weigh,
         "quantize": quantize,
         "check": check,
         "compress": compress,

@@ -59,7 +59,7 @@ options:
       C(SHA256SUMS), if there is one, lists the files that carry no C(sha256) here. Of C(quantize)
       there is also C(from), a dict of the same with its C(precision): the checkpoint, which is
       brought first and goes again where it was brought for this alone; C(bytes) of the result,
-      C(memory_bytes) that it takes to make it, and C(pre_tokenizer).
+      C(memory_bytes) and C(seconds) that it takes to make it, C(imatrix), and C(pre_tokenizer).
     type: dict
     required: true
   verify:
@@ -1244,10 +1244,16 @@ class Fetch:
             "calibration": self.args["quantizer"]["calibration"],
             "text": self.args["quantizer"]["text"],
             "most": self.args["max_perplexity_ratio"],
+            "share": str(self.partial / "share"),
+            "importance": str(self.partial / "importance.npz") if source.get("imatrix") else "",
         }
         if one_file:
-            self.quantizer(python, "convert", request, "converting")
-            self.quantizer(python, "quantize", request, "quantizing")
+            grows = (wide, source["from"]["bytes"])
+            self.quantizer(python, "convert", request, "converting", grows)
+            if request["importance"]:
+                self.quantizer(python, "weigh", request, "weighing")
+            grows = (Path(request["narrow"]), source["bytes"])
+            self.quantizer(python, "quantize", request, "quantizing", grows)
             self.quality = self.quantizer(python, "check", request, "comparing")
             wide.unlink()
         else:
@@ -1268,12 +1274,25 @@ class Fetch:
         if ours.exists():
             shutil.rmtree(inner.final)
 
-    def quantizer(self, python, action, request, phase):
-        self.progress.tell(force=True, phase=phase)
-        environment = dict(os.environ, GGML_VK_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
+    def quantizer(self, python, action, request, phase, grows=None):
+        """One step. How far it is shows the file that grows to so many bytes, else what it says."""
+        share = Path(request["share"])
+        share.unlink(missing_ok=True)
+
+        def tell(force=False):
+            if grows:
+                done, total = grows[0].stat().st_size if grows[0].exists() else 0, grows[1]
+            else:
+                done, total = read_json(share, [0, 0])
+            self.progress.tell(force, phase=phase, done=min(done, total), total=total)
+
+        tell(force=True)
+        environment = dict(
+            os.environ, GGML_VK_VISIBLE_DEVICES="", GGML_NO_BACKTRACE="1", HF_HUB_OFFLINE="1"
+        )
         # Behind all else: the host may be serving.
         command = ["nice", python, "-I", "-c", self.args["quantizer"]["program"], action]
-        _code, output = self.child(command, request, environment, self.progress.tell)
+        _code, output = self.child(command, request, environment, tell)
         try:
             answer = json.loads(output.strip().splitlines()[-1])
         except (ValueError, IndexError):

@@ -15,7 +15,8 @@ options:
   settings:
     description: >
       The settings by their public names, and C(min_context), C(min_tokens_per_second),
-      C(memory_reserve_mib), C(memory_bandwidth_gb_s), C(nodes), C(model_fallback).
+      C(memory_reserve_mib), C(memory_bandwidth_gb_s), C(nodes), C(model_fallback),
+      C(quantize_minutes), C(imatrix), C(calibration).
     type: dict
     required: true
   inspection:

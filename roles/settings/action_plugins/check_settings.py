@@ -87,6 +87,7 @@ FORMS = {
         "is neither auto nor a TCP port",
         "give auto, or a number from 1 to 65535",
     ),
+    "model_quantize_minutes": (r"[1-9]\d*", "is not above 0", "give minutes, such as 720"),
     "model_max_perplexity_ratio": (
         r"auto|[1-9]\d*(\.\d+)?",
         "is neither auto nor a number of 1 or more",
@@ -476,6 +477,14 @@ def contradictions(settings: dict, host: str) -> list[str]:
             "gateway_trusted_ca",
             "is not a file on the controller",
             "give a PEM file on the controller, or leave it empty",
+        )
+
+    calibration = value("model_calibration")
+    if calibration and not Path(calibration).is_file():
+        clash(
+            "model_calibration",
+            "is not a file on the controller",
+            "give a text file on the controller, or leave it empty",
         )
 
     if value("gateway_tls") == "own":

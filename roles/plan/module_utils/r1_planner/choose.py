@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from . import cards, sources, weights
+from . import cards, making, sources, weights
 from .candidates import GGUF_ENGINES, evaluate
-from .units import gib
+from .units import duration, gib
 from .words import ENGINE_NAMES
 
 # In this order; the first that fits is taken.
@@ -96,7 +96,7 @@ def source_check(disk, wishes, answers, present):
 
 def disk_check(hardware, wishes, present, measured):
     """Return a function that turns a Candidate down when its files do not fit the disk, or when it
-    is to be quantized and the checkpoint does not fit the memory.
+    is to be quantized and the checkpoint does not fit the memory, or that takes too long.
 
     `measured`: the free space is what a host has just now, which differs from run to run,
     so its figure stays out of the reasons.
@@ -114,6 +114,17 @@ def disk_check(hardware, wishes, present, measured):
                 "on a larger machine and name the file in an entry of your own."
             )
             return replace(found, why_not=why)
+        if download["source"] == "quantize":
+            took = making.of(download["from"]["bytes"], found.precision, hardware, wishes).seconds
+            if took > 60 * wishes.quantize_minutes:
+                why = (
+                    f"{found.label} is in no hub, and to make it from "
+                    f"{download['from']['precision']} takes about {duration(took)} with "
+                    f"{hardware.words}, more than model_quantize_minutes allows, "
+                    f"{wishes.quantize_minutes}. Set it to {-(-took // 60)} or more, or make it on "
+                    "a larger machine and name the file in an entry of your own."
+                )
+                return replace(found, why_not=why)
         if hardware.disk_free is None:
             return found
         needed = sources.disk_bytes(download, found.engine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import catalogue, choose, reasons, sources
+from . import catalogue, choose, making, reasons, sources
 from . import hardware as hw
 from .candidates import GGUF_ENGINES, evaluate
 from .units import PlanError
@@ -127,6 +127,7 @@ class _Plan:
         if errors:
             self.reasons.append(f"source: {'; '.join(errors)}.")
         if download["source"] == "quantize":
+            download = making.planned(download, chosen.precision, self.hardware, self.wishes)
             self.reasons.append(reasons.of_quantizing(chosen, download))
         return chosen, download
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from .units import gib, number
+from .units import duration, gib, number
 from .words import ENGINE_NAMES
 
 
 def of_quantizing(chosen, download):
     """One sentence on a GGUF file that no source has."""
+    importance = " with an importance matrix" if download["imatrix"] else ""
     return (
-        f"source: no hub has {chosen.label}, so it is made on the host from "
+        f"source: no hub has {chosen.label}, so it is made on the host{importance} from "
         f"{download['from']['precision']} ({gib(download['from']['bytes'])}), and used when its "
-        "perplexity is near enough to that one's."
+        f"perplexity is near enough to that one's. That takes about "
+        f"{duration(download['seconds'])} when all is fetched; an estimate (docs/quantize.md)."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from .units import gib
+from .units import duration, gib
 from .words import ENGINE_NAMES
 
 _WIDTH = 96
@@ -55,6 +55,9 @@ def _choice_rows(plan):
     if plan["download"]:
         found = plan["download"].get("from") or plan["download"]
         yield "download", f"{gib(found['bytes'])} from {found['source']}: {found['repository']}"
+        if "from" in plan["download"]:
+            took = duration(plan["download"]["seconds"])
+            yield "quantize", f"about {took} on this host, when all is fetched"
         yield "disk", f"{gib(plan['disk_bytes'])} to be free under data_path"
 
 

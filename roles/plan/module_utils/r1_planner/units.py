@@ -22,6 +22,14 @@ def gib(count):
     return f"{count / GIB:.1f} GiB"
 
 
+def duration(seconds):
+    """Seconds as a short figure for a sentence: 8160 -> '2 h 16 min'."""
+    if seconds < 60:
+        return f"{seconds} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def number(count):
     """An integer with thousands separators: 28176 -> '28,176'."""
     return f"{int(count):,}"

@@ -59,6 +59,9 @@ class Wishes:
     min_context: int = 0  # 0: by hardware, see fit_llama
     min_tokens_per_second: float = 8
     memory_reserve_mib: int = 1024
+    quantize_minutes: int = 720  # the most that making a model may take
+    imatrix: bool = False  # whether GGUF is made with an importance matrix
+    calibration: str = ""  # a text of the user's own for that, gptq and awq
     prompt_cache_mib: int = 256  # llama-server's cache of earlier prompts, in host memory
 
 
