@@ -82,6 +82,11 @@ FORMS = {
     "gateway_read_timeout": (r"[1-9]\d*", "is not above 0", "give seconds, 600 or more"),
     "gateway_engine_requests": NUMBER_OF_REQUESTS,
     "gateway_queue": NUMBER_OF_REQUESTS,
+    "model_max_rate_mb_s": (
+        r"0|0\.0|0\.[1-9]\d*|[1-9]\d*(\.\d+)?",
+        "is no rate of 0.1 MB/s or more",
+        "give megabytes a second, or 0 for no limit",
+    ),
     "model_max_perplexity_ratio": (
         r"auto|[1-9]\d*(\.\d+)?",
         "is neither auto nor a number of 1 or more",
