@@ -59,6 +59,19 @@ def test_fetched_once_through_cut_connections(source, hub, wanted, model_files, 
 
 
 @pytest.mark.parametrize("source", SOURCES)
+def test_all_connections_together_keep_to_the_rate(source, start_hub, entry, wanted, model_files):
+    parts = 1 if source == "ollama" else 3
+    content = {f"{part}.gguf": WEIGHTS[part::parts] for part in range(parts)}
+    hub = start_hub(content)
+    download = wanted(source, files=[entry(path, data) for path, data in content.items()])
+    start = time.monotonic()
+    answer = model_files(download, max_rate_mb_s=1, **{SETTING[source]: hub.url})
+    assert answer.get("bytes_fetched") == sum(map(len, content.values())), answer
+    assert [file["sha256"] for file in answer["files"]] == [digest(x) for x in content.values()]
+    assert time.monotonic() - start >= answer["bytes_fetched"] / 1e6
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_a_killed_run_is_resumed(source, hub, wanted, model_files, module_input, tmp_path):
     hub.rate = 1_500_000
     endpoint = {SETTING[source]: hub.url}

@@ -56,6 +56,8 @@ CLOUD = {
         ("gateway_engine_requests", 0),
         ("gateway_queue", "auto"),
         ("model_max_perplexity_ratio", 1.05),
+        ("model_max_rate_mb_s", 0),
+        ("model_max_rate_mb_s", 2.5),
     ],
 )
 def test_right_values(checks, specs, name, value):
@@ -122,6 +124,8 @@ def test_right_values(checks, specs, name, value):
         ("gateway_clients", {"a": {"cache": "no"}}, "has cache 'no' for a", "true or false"),
         ("gateway_engine_requests", -1, "neither auto nor", "0 or more"),
         ("gateway_queue", "many", "neither auto nor", "0 or more"),
+        ("model_max_rate_mb_s", -5, "no rate of 0.1 MB/s", "0 for no limit"),
+        ("model_max_rate_mb_s", 0.01, "no rate of 0.1 MB/s", "0 for no limit"),
         ("model_max_perplexity_ratio", 0.9, "neither auto nor", "1.1"),
         ("model_quantize_minutes", 0, "not above 0", "720"),
         ("model_imatrix", "often", "not valid", "true or false"),

@@ -114,6 +114,10 @@ options:
     description: A source that brings less than 64 KiB in so many seconds is asked anew.
     type: int
     default: 60
+  max_rate_mb_s:
+    description: Megabytes a second that all sources together may bring; 0 is no limit.
+    type: float
+    default: 0
   huggingface_endpoint:
     description: Base URL of the Hugging Face hub or a mirror.
     type: str
@@ -215,11 +219,30 @@ FICLONE = 0x40049409
 # with one JSON line, and keep unfinished data in PATH.incomplete, from which they resume. A
 # killed client loses what is not yet a chunk.
 CLIENT_FRAME = r"""
-import json, os, sys
+import io, json, os, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 
 CHUNK = 1 << 16
 ask = json.load(sys.stdin)
+
+class Pace:
+    # Holds all threads together to the rate: each block waits until its last byte is due.
+    def __init__(self, rate):
+        self.rate, self.lock, self.due = rate, threading.Lock(), 0
+
+    def __call__(self, count):
+        if not self.rate:
+            return
+        with self.lock:
+            self.due = due = max(self.due, time.monotonic()) + count / self.rate
+        time.sleep(max(0, due - time.monotonic()))
+
+pace = Pace(ask["rate"])
+
+class Paced(io.BufferedWriter):
+    def write(self, block):
+        pace(len(block))
+        return super().write(block)
 
 def answer(**value):
     print(json.dumps(value), flush=True)
@@ -274,7 +297,7 @@ def fetch(file):
     url = hf_hub_url(ask["repository"], file["path"], revision=ask["revision"])
     target = os.path.join(file["folder"], file["path"])
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    with open(target + ".incomplete", "ab") as stream:
+    with Paced(io.FileIO(target + ".incomplete", "ab")) as stream:
         if stream.tell() > file["bytes"]:
             stream.truncate(0)
         http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(token=token),
@@ -285,9 +308,17 @@ main()
 """,
     "modelscope": CLIENT_FRAME
     + r"""
-from modelscope_hub import HubApi, _download
+from modelscope_hub import HubApi, _download, _download_control
 
 _download.DOWNLOAD_CHUNK_SIZE = CHUNK
+received = _download_control._DownloadControl.chunks
+
+def paced(control, response, size):
+    for block in received(control, response, size):
+        pace(len(block))
+        yield block
+
+_download_control._DownloadControl.chunks = paced
 
 def list_files():
     files = HubApi().list_repo_files(
@@ -337,6 +368,7 @@ def receive(request, file, part, have):
                 block = response.read(CHUNK)
                 if not block:
                     break
+                pace(len(block))
                 stream.write(block)
             size = stream.tell()
     if size < file["bytes"]:
@@ -1096,6 +1128,8 @@ class Fetch:
             "repository": source["repository"],
             "revision": source.get("revision") or {"huggingface": "main"}.get(kind, "master"),
             "workers": WORKERS,
+            # The line out is what is scarce, not the way to another host.
+            "rate": 0 if kind == "site" else self.args["max_rate_mb_s"] * 1e6,
             "token": token,
             "files": [
                 dict({key: str(file[key]) for key in wanted if key in file}, bytes=file["bytes"])
@@ -1513,6 +1547,7 @@ def main():
             "site": {"type": "dict", "default": {}},
             "site_token": {"type": "str", "default": "", "no_log": True},
             "stall_seconds": {"type": "int", "default": 60},
+            "max_rate_mb_s": {"type": "float", "default": 0},
             "huggingface_endpoint": {"type": "str", "default": "https://huggingface.co"},
             "huggingface_token": {"type": "str", "default": "", "no_log": True},
             "modelscope_endpoint": {"type": "str", "default": "https://www.modelscope.cn"},

@@ -88,6 +88,11 @@ FORMS = {
         "give auto, or a number from 1 to 65535",
     ),
     "model_quantize_minutes": (r"[1-9]\d*", "is not above 0", "give minutes, such as 720"),
+    "model_max_rate_mb_s": (
+        r"0|0\.0|0\.[1-9]\d*|[1-9]\d*(\.\d+)?",
+        "is no rate of 0.1 MB/s or more",
+        "give megabytes a second, or 0 for no limit",
+    ),
     "model_max_perplexity_ratio": (
         r"auto|[1-9]\d*(\.\d+)?",
         "is neither auto nor a number of 1 or more",
