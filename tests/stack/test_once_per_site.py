@@ -26,7 +26,7 @@ def folder(tiny_gguf):
             super().__init__(*args, directory=tiny_gguf.parent, **options)
 
         def do_GET(self):
-            asked.append(self.client_address[0])
+            asked.append((self.client_address[0], self.path))
             super().do_GET()
 
         def log_message(self, *_):
@@ -64,7 +64,9 @@ def test_the_first_host_fetches_and_the_other_takes_it_from_there(repo, tmp_path
         settings = {"model": "shared-r1", "models": {"shared-r1": entry}, "engine": "llamacpp"}
         hosts.write_text(inventory({"one": one, "two": two}, **settings))
         deploy("deploy")
-        assert asked == [one.address], "one request, of one host"
+        files = [host for host, path in asked if path.endswith(".gguf")]
+        assert files == [one.address], "one request, of one host"
+        assert {host for host, _path in asked} == {one.address}
         markers = []
         for host in (one, two):
             home = "/var/lib/deepseek-r1/models/shared-r1"
@@ -74,4 +76,4 @@ def test_the_first_host_fetches_and_the_other_takes_it_from_there(repo, tmp_path
         assert markers[0]["source"] == markers[1]["source"] == "http"
         assert markers[0]["files"][0]["sha256"] == markers[1]["files"][0]["sha256"]
         assert deploy("again").count("changed=0 ") == 2
-        assert len(asked) == 1
+        assert len([path for _host, path in asked if path.endswith(".gguf")]) == 1
