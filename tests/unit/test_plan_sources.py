@@ -256,7 +256,11 @@ def test_of_a_bundle_the_plan_takes_what_it_holds():
 
 def test_what_a_bundle_does_not_hold_is_refused():
     found = plan({}, model="deepseek-r1-7b", bundle=held("deepseek-r1-1.5b/q8_0"))
-    assert "the bundle /media/b does not hold it" in str(found["problems"])
+    (said,) = found["problems"]
+    assert said.startswith(
+        "model: the bundle /media/b does not hold it, deepseek-r1-7b q4_k_m. Fix:"
+    )
+    assert said.endswith("set model and precision to what it holds: deepseek-r1-1.5b/q8_0.")
 
 
 def test_what_was_quantized_into_a_bundle_is_not_made_again():

@@ -149,7 +149,7 @@ class _Plan:
                     model, found.precision, found.engine, wishes, self.answers, self.present
                 )
                 return found, download
-        self.problems.append(reasons.no_source(chosen, why))
+        self.problems.append(reasons.no_source(chosen, why, self.wishes.bundle))
         return chosen, None
 
     def _nothing_fits(self, choice, busy):

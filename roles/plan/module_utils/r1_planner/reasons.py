@@ -112,7 +112,13 @@ def of_fallback(chosen, fallback, why):
     )
 
 
-def no_source(found, why):
+def no_source(found, why, bundle):
+    if bundle:
+        held = ", ".join(sorted(bundle["models"])) or "none but tiny-r1, which the project ships"
+        return (
+            f"model: {why}, {found.label}. Fix: make the bundle anew with the settings of this host "
+            f"(playbooks/bundle.yml), or set model and precision to what it holds: {held}."
+        )
     return (
         f"model: no source has {found.label}: {why}. Fix: set modelscope_endpoint, "
         "huggingface_endpoint or ollama_registry to a mirror that the host reaches, or bring the "
