@@ -116,7 +116,7 @@ def no_source(found, why, bundle):
     if bundle:
         held = ", ".join(sorted(bundle["models"])) or "none but tiny-r1, which the project ships"
         return (
-            f"model: {why}, {found.label}. Fix: make the bundle anew with the settings of this host "
+            f"model: {why}, {found.label}. Fix: make the bundle anew with this host's settings "
             f"(playbooks/bundle.yml), or set model and precision to what it holds: {held}."
         )
     return (
