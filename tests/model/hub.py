@@ -4,6 +4,7 @@ The clients that talk to it are the real ones. It serves the routes of Hugging F
 and Ollama's library, and a plain web folder, for the files it is given, and misbehaves as told.
 """
 
+import functools
 import hashlib
 import json
 import threading
@@ -12,6 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@functools.lru_cache(64)
+def digest(kind: str, body: bytes, head: bytes = b"") -> str:
+    """Kept: a large file's takes longer than to send it."""
+    made = hashlib.new(kind, head)
+    made.update(body)
+    return made.hexdigest()
 
 
 class Hub:
@@ -81,7 +90,8 @@ class Routes(BaseHTTPRequestHandler):
         if path.startswith("/folder/"):
             return self.plain(path.removeprefix("/folder/"))
         if path.startswith("/api/models/o/n/revision/"):
-            return self.json(200, {"id": "o/n", "sha": COMMIT, "siblings": []})
+            siblings = [{"rfilename": name} for name in self.hub.files]
+            return self.json(200, {"id": "o/n", "sha": COMMIT, "siblings": siblings})
         if path.startswith("/api/models/o/n/tree/"):
             return self.json(200, [self.hugging_face_entry(name) for name in self.hub.files])
         if path.startswith("/o/n/resolve/"):
@@ -94,7 +104,7 @@ class Routes(BaseHTTPRequestHandler):
         if path == "/v2/library/n/manifests/tag":
             return self.json(200, {"layers": [self.layer(name) for name in self.hub.files]})
         if path.startswith("/v2/library/n/blobs/sha256:"):
-            digests = {hashlib.sha256(body).hexdigest(): n for n, body in self.hub.files.items()}
+            digests = {digest("sha256", body): n for n, body in self.hub.files.items()}
             return self.file(digests.get(path.rsplit(":", 1)[1]))
         return self.json(200 if path == "/" else 404, {})
 
@@ -107,23 +117,21 @@ class Routes(BaseHTTPRequestHandler):
     def hugging_face_entry(self, name):
         body = self.hub.files[name]
         entry = {"type": "file", "path": name, "size": len(body)}
-        entry["oid"] = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+        entry["oid"] = digest("sha1", body, b"blob %d\0" % len(body))
         if not name.endswith(".json"):
-            digest = hashlib.sha256(body).hexdigest()
-            entry["lfs"] = {"oid": digest, "size": len(body), "pointerSize": 134}
+            entry["lfs"] = {"oid": digest("sha256", body), "size": len(body), "pointerSize": 134}
         return entry
 
     def modelscope_entry(self, name):
         body = self.hub.files[name]
-        digest = hashlib.sha256(body).hexdigest()
-        last = name.rsplit("/", 1)[-1]
-        return {"Path": name, "Name": last, "Type": "blob", "Size": len(body), "Sha256": digest}
+        last, sha256 = name.rsplit("/", 1)[-1], digest("sha256", body)
+        return {"Path": name, "Name": last, "Type": "blob", "Size": len(body), "Sha256": sha256}
 
     def layer(self, name):
         body = self.hub.files[name]
         return {
             "mediaType": "application/vnd.ollama.image.model",
-            "digest": "sha256:" + hashlib.sha256(body).hexdigest(),
+            "digest": "sha256:" + digest("sha256", body),
             "size": len(body),
         }
 
@@ -155,7 +163,7 @@ class Routes(BaseHTTPRequestHandler):
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("Content-Length", str(len(body) - start))
-        self.send_header("ETag", f'"{hashlib.sha1(self.hub.files[name]).hexdigest()}"')
+        self.send_header("ETag", f'"{digest("sha1", self.hub.files[name])}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
         if self.command == "GET":
