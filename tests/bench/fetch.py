@@ -177,7 +177,9 @@ def main():
         mine, theirs = (statistics.median(took[kind, way]) for way in (ours, plain))
         speeds = [f"{x:.1f} s, {size / x / 1e6:.0f} MB/s" for x in (mine, theirs)]
         starts = ", ".join(f"{fixed[kind, way]:.1f} s" for way in (ours, plain))
-        print(f"| {kind} | {speeds[0]} | `{command}` {speeds[1]} | {mine / theirs:.2f} | {starts} |")
+        print(
+            f"| {kind} | {speeds[0]} | `{command}` {speeds[1]} | {mine / theirs:.2f} | {starts} |"
+        )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -448,9 +450,14 @@ class Progress:
     def __init__(self, path, now=time.monotonic):
         self.path, self.now, self.last = path, now, 0.0
         self.samples = []  # (time, bytes) of the last twenty seconds or so
+        self.one_at_a_time = threading.Lock()
         self.state = {"phase": "starting", "source": "", "done": 0, "total": 0, "beat": 0}
 
     def tell(self, force=False, **state):
+        with self.one_at_a_time:
+            self.write(force, state)
+
+    def write(self, force, state):
         self.state.update(state)
         now = self.now()
         if not force and now - self.last < 1:
@@ -514,7 +521,7 @@ class Fetch:
         if site.get("url"):
             about = {"source": "site", "repository": site["url"], "of": site["of"]}
             self.sources.insert(0, dict(about, files=site["of"]["files"]))
-        self.verified = {}
+        self.verified, self.one_at_a_time = {}, threading.Lock()
 
     # What is there
 
@@ -754,7 +761,10 @@ class Fetch:
                 break
             self.require_room(missing)
             self.bring(source, files, missing)
-            wrong = [text for file in missing for text in self.accept(source, file)]
+            # Reading a file again for its hash keeps one core busy, and a disk not half.
+            with ThreadPoolExecutor(WORKERS) as pool:
+                found = list(pool.map(lambda file: self.accept(source, file), missing))
+            wrong = [text for texts in found for text in texts]
             if not wrong:
                 break
         else:
@@ -1388,12 +1398,12 @@ class Fetch:
             os.chown(raw, 0, 0)
         self.sync(raw)
         raw.replace(target)
-        self.verified[file["path"]] = dict(
-            stamp(target), path=file["path"], sha256=actual, of=label(source)
-        )
+        good = dict(stamp(target), path=file["path"], sha256=actual, of=label(source))
         if file.get("origin"):
-            self.verified[file["path"]]["origin"] = file["origin"]
-        write_json(self.partial / "verified.json", self.verified)
+            good["origin"] = file["origin"]
+        with self.one_at_a_time:
+            self.verified[file["path"]] = good
+            write_json(self.partial / "verified.json", self.verified)
         return []
 
     def wrong_git_hash(self, file, raw):
