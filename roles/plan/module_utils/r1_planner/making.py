@@ -16,9 +16,8 @@ WINDOW = 24
 # Two models see 8 windows each to be compared; of a text of calibration there are 20 in the
 # project's own (25 KB), at most 128 in one of the user's (quantize.py).
 COMPARED, CALIBRATED, CALIBRATED_AT_MOST = 16, 20, 128
-# With a GPU, on an H100: 1.5B by GPTQ 41 s, the comparison 46 s. AWQ tries 20 scales for each
-# group and fp8 none: cautious figures, not measured.
-COMPRESS = {"fp8": 5, "gptq": 8, "awq": 24}
+# With a GPU, on an H100: 1.5B by fp8 26 s, GPTQ 41 s, AWQ 63 s, the comparison 42 and 46 s.
+COMPRESS = {"fp8": 3.5, "gptq": 8, "awq": 14}
 COMPARE_GPU = 9
 _PLAIN = ("f16", "q8_0")  # formats without scales to search for
 
