@@ -26,7 +26,6 @@ def models(tiny_gguf, repo):
 
 KINDS = {
     "systemd": (image.SYSTEMD_DEBIAN13, {}),
-    "supervisor": (image.SSH_DEBIAN12, {}),
     "containers": (image.SYSTEMD_DEBIAN13, {"runtime": "compose", "images": "bundle"}),
 }
 
