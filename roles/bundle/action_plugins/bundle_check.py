@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -71,7 +72,9 @@ class ActionModule(ActionBase):
             raise sealed.Broken(f"is not whole: {sealed.told(wrong, manifest)}")
         if right != seen:
             records.mkdir(mode=0o755, parents=True, exist_ok=True)
-            new = record.with_name(record.name + ".new")
+            new = record.with_name(
+                f"{record.name}.{os.getpid()}"
+            )  # hosts are looked at side by side
             new.write_text(json.dumps({str(folder): right}), encoding="utf-8")
             new.replace(record)
         return manifest
