@@ -19,13 +19,12 @@ class Refused(Exception):
     """A condition that ends the making with this message."""
 
 
-def run(*argv, env=None, cwd=None):
+def run(*argv, env=None):
     done = subprocess.run(
         argv,
         capture_output=True,
         text=True,
         check=False,
-        cwd=cwd,
         env={**os.environ, **(env or {})},
     )
     if done.returncode:
