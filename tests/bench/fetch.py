@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Time our fetch against the hubs' own command lines and curl, from loopback.
 
-  .venv-test/bin/python tests/bench/fetch.py [--mib 512] [--rounds 3] [--folder /var/tmp]
+  .venv-test/bin/python tests/bench/fetch.py [--mib 512] [--files 4] [--connection-mb-s 0]
+      [--rounds 3] [--folder /var/tmp]
 
-One stand-in hub in a process of its own serves the same random bytes to all. The ways take turns,
-each into a fresh folder, after a first fetch of one small file that makes the clients'
-environments. Prints Markdown.
+One stand-in hub in a process of its own serves the same random bytes to all, over each connection
+at most as fast as told. The ways take turns, each into a fresh folder, after a first fetch of one
+small file that makes the clients' environments. Prints Markdown.
 """
 
 import argparse
@@ -28,21 +29,23 @@ from hub import Hub, digest  # noqa: E402 - it lies in another folder
 
 MODULE = REPO / "roles/model/library/model_files.py"
 VENVS = REPO / ".cache/hub-venv/hub"
-PARTS = (0.4, 0.3, 0.2, 0.1)
 ENDPOINTS = {"huggingface": "huggingface_endpoint", "modelscope": "modelscope_endpoint"}
 PLAIN = {"huggingface": "hf download", "modelscope": "modelscope download", "http": "curl"}
 
 
-def made_files(size: int) -> dict[str, bytes]:
+def made_files(size: int, count: int) -> dict[str, bytes]:
+    """Each file is larger than the one before: 1/10, 2/10, 3/10 and 4/10 of four."""
     dice, files = random.Random(1), {}
-    for number, share in enumerate(PARTS, 1):
-        name = f"a-{number}-of-{len(PARTS)}.safetensors"
+    for number in range(1, count + 1):
+        share = 2 * number / count / (count + 1)
+        name = f"a-{number}-of-{count}.safetensors"
         files[name] = b"".join(dice.randbytes(1 << 20) for _ in range(int(size * share) >> 20))
     return files
 
 
-def serve(files: dict[str, bytes], pipe):
+def serve(files: dict[str, bytes], rate: float, pipe):
     hub = Hub(files)
+    hub.rate = rate
     for body in files.values():
         for kind, head in (("sha1", b""), ("sha256", b""), ("sha1", b"blob %d\0" % len(body))):
             digest(kind, body, head)
@@ -63,6 +66,7 @@ def ours(kind: str, url: str, folder: Path, files: dict[str, dict]):
         "precision": "q",
         "download": download,
         "hub_venv": str(VENVS),
+        "client": (REPO / "roles/model/files/fetch.py").read_text(),
         "requirements": {
             name: (REPO / f"roles/model/files/requirements-{name}.txt").read_text()
             for name in ENDPOINTS
@@ -130,9 +134,9 @@ def curl_alone(url: str, files: dict[str, dict]) -> float:
     return time.monotonic() - began
 
 
-def started(files: dict[str, bytes]):
+def started(files: dict[str, bytes], rate: float = 0):
     pipe, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=serve, args=(files, theirs), daemon=True)
+    process = multiprocessing.Process(target=serve, args=(files, rate, theirs), daemon=True)
     process.start()
     return process, pipe, pipe.recv()
 
@@ -147,11 +151,13 @@ def listed(files: dict[str, bytes]) -> dict[str, dict]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--files", type=int, default=4)
+    parser.add_argument("--connection-mb-s", type=float, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))
     asked = parser.parse_args()
     small = {"a.safetensors": b"0" * 1000}
-    large = made_files(asked.mib << 20)
+    large = made_files(asked.mib << 20, asked.files)
     took = {(kind, way): [] for kind in PLAIN for way in (ours, plain)}
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         process, pipe, url = started(small)
@@ -159,7 +165,7 @@ def main():
         fixed = {pair: timed(pair[1], pair[0], url, Path(name), listed(small)) for pair in took}
         pipe.send("end")
         process.join()
-        process, pipe, url = started(large)
+        process, pipe, url = started(large, asked.connection_mb_s * 1e6)
         files = listed(large)
         size = sum(file["bytes"] for file in files.values())
         bare = statistics.median(curl_alone(url, files) for _ in range(asked.rounds))

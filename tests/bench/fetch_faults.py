@@ -32,6 +32,7 @@ from hub import Hub  # noqa: E402 - it lies in another folder
 MODULE = REPO / "roles/model/library/model_files.py"
 RATE = 20_000_000  # bytes per second: what is sent and not yet read stays small
 IN_THE_AIR = 2 << 20
+PIECES = (1 << 28, 1 << 20)  # each file at once, or in several pieces
 DISK = 40 << 20
 HUB_FILES = {"config.json": 900, "a-1-of-2.safetensors": 3_000_000, "a-2-of-2.safetensors": 5e6}
 GGUF = {"m.gguf": 8_000_000}
@@ -102,7 +103,9 @@ class Case:
             "model": "m",
             "precision": "q",
             "download": self.download(),
+            "piece_bytes": PIECES[self.seed % len(PIECES)],
             "hub_venv": str(REPO / ".cache/hub-venv/hub"),
+            "client": (REPO / "roles/model/files/fetch.py").read_text(),
             "requirements": {
                 name: (REPO / f"roles/model/files/requirements-{name}.txt").read_text()
                 for name in ("huggingface", "modelscope")

@@ -59,6 +59,8 @@ class Play:
             "huggingface_endpoint": "http://127.0.0.1:1",
             "modelscope_endpoint": "http://127.0.0.1:1",
             "ollama_registry": "http://127.0.0.1:1",
+            "s3_endpoint": "http://127.0.0.1:1",
+            "s3_region": "us-east-1",
             "ansible_python_interpreter": sys.executable,
             **settings,
         }
@@ -101,9 +103,10 @@ def arguments(folder: Path, download: dict, **more) -> str:
         "download": download,
         "shipped": str(REPO / "roles/model/files"),
         "hub_venv": str(REPO / ".cache/hub-venv/hub"),
+        "client": (REPO / "roles/model/files/fetch.py").read_text(),
         "requirements": {
             name: (REPO / f"roles/model/files/requirements-{name}.txt").read_text()
-            for name in ("huggingface", "modelscope", "quantize")
+            for name in ("huggingface", "modelscope", "s3", "quantize")
         },
         "quantizer": {
             "program": (REPO / "roles/model/files/quantize.py").read_text(),

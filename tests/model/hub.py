@@ -33,7 +33,8 @@ class Hub:
         self.hooks = []  # (bytes, function): called once, when so many bytes of bodies were sent
         self.dead_after = None  # bytes of bodies after which every connection is dropped
         self.sums = None  # what the web folder's SHA256SUMS says
-        self.rate = None  # bytes per second
+        self.rate = None  # bytes per second of one answer
+        self.ranges = True  # or it sends the whole file whatever is asked for
         self.token = None  # what a client must show
         self.refuse = []  # HTTP statuses, one for each coming body
         self.retry_after = None  # seconds that a refusal asks to wait
@@ -152,8 +153,9 @@ class Routes(BaseHTTPRequestHandler):
         if self.hub.refuse:
             return self.json(self.hub.refuse.pop(0), {"error": "not now"})
         body = self.hub.bodies.get(name, self.hub.files[name])
-        asked = self.headers.get("Range", "")
-        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        asked = self.headers.get("Range", "") if self.hub.ranges else ""
+        start, _, last = asked.removeprefix("bytes=").partition("-")
+        start, end = int(start or 0), min(int(last or len(body)) + 1, len(body))
         if self.command == "GET" and self.hub.spoil:
             body = self.hub.spoil.pop(0)(body)
             self.hub.spoilt += max(len(body), len(self.hub.files[name]))
@@ -161,13 +163,13 @@ class Routes(BaseHTTPRequestHandler):
             return self.json(416, {"error": "no such range"})
         self.send_response(206 if asked else 200)
         if asked:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(body)}")
+        self.send_header("Content-Length", str(end - start))
         self.send_header("ETag", f'"{digest("sha1", self.hub.files[name])}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
         if self.command == "GET":
-            self.send_slowly(body[start:])
+            self.send_slowly(body[start:end])
         return None
 
     def send_slowly(self, body):

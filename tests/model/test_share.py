@@ -83,6 +83,8 @@ def test_the_model_goes_to_who_has_the_token_and_nothing_else_goes(share):
     whole = FILES["weights/a b.safetensors"]
     assert get(url, "weights/a%20b.safetensors") == (200, whole)
     assert get(url, "weights/a%20b.safetensors", Range="bytes=1000-") == (206, whole[1000:])
+    piece = get(url, "weights/a%20b.safetensors", Range="bytes=1000-1999")
+    assert piece == (206, whole[1000:2000])
     assert get(url, "config.json", token=None) == (401, b"")
     assert get(url, "config.json", token="another") == (401, b"")
     for path in ("secret", ".complete", "../q4_k_m/secret", "", "%2e%2e/%2e%2e/etc/passwd"):

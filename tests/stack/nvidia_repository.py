@@ -7,18 +7,16 @@ only a version, which `modprobe nvidia` notes down instead of loading it; a nvid
 with the recorded report where that version is its own; a management library that knows one card.
 """
 
-import fcntl
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import apt_repository
-from hosts.shell import CACHE, run
+from hosts.go import go_program
+from hosts.shell import run
 
 DATA = Path(__file__).parents[1] / "unit/data"
 RECORDED, NEWER = "580.159.04", "590.48.01"
-TOOLKIT = "1.20.1"
+TOOLKIT, CTK = "1.20.1", "github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk"
 
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 DEPENDS = {
@@ -118,7 +116,7 @@ class Repositories:
 
         self.toolkit = folder / "toolkit/stable/deb/amd64"
         base = "nvidia-container-toolkit-base"
-        program = {"usr/bin/nvidia-ctk": nvidia_ctk()}
+        program = {"usr/bin/nvidia-ctk": go_program(f"{CTK}@v{TOOLKIT}")}
         depends = f"{base} (= {TOOLKIT}-1)"
         name = "nvidia-container-toolkit"
         files = [
@@ -185,21 +183,3 @@ def driver_files(work: Path, version: str, kernel: str) -> dict[str, dict]:
 
 def compiled(file: Path, text: str, *options: str) -> None:
     run("cc", "-w", "-x", "c", *options, "-o", file, "-", input=text)
-
-
-def nvidia_ctk() -> Path:
-    """The real program, built once from its source (half a minute)."""
-    folder = CACHE.parent / "nvidia-ctk" / TOOLKIT
-    folder.mkdir(parents=True, exist_ok=True)
-    path = f"{os.environ['PATH']}:/usr/local/go/bin:/usr/lib/go/bin"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be at it
-        if not (folder / "nvidia-ctk").exists():
-            module = "github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk"
-            subprocess.run(
-                ["go", "install", "-trimpath", "-ldflags", "-s -w", f"{module}@v{TOOLKIT}"],
-                env={**os.environ, "PATH": path, "GOBIN": str(folder), "GOFLAGS": "-buildvcs=false",
-                     "CGO_CFLAGS": "-w"},
-                capture_output=True, check=True,
-            )  # fmt: skip
-    return folder / "nvidia-ctk"

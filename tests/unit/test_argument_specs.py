@@ -15,6 +15,7 @@ PUBLIC = {
     "max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization",
     "kv_cache_dtype", "enforce_eager", "tensor_parallel_size", "pipeline_parallel_size",
     "model_sources", "modelscope_endpoint", "huggingface_endpoint", "ollama_registry",
+    "s3_endpoint", "s3_region",
     "model_fallback", "engine_port", "gateway_port", "plan_hardware", "api_keys", "rotate",
     "gpus", "bundle",
 }  # fmt: skip

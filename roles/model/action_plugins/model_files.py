@@ -104,9 +104,10 @@ class ActionModule(ActionBase):
             args["staged"] = self._carry(result["transfer"])
             result = self._module({**args, "defer": True}, task_vars)
         if result.get("deferred"):
+            args["client"] = (FILES / "fetch.py").read_text(encoding="utf-8")
             args["requirements"] = {
                 name: (FILES / f"requirements-{name}.txt").read_text(encoding="utf-8")
-                for name in ("huggingface", "modelscope", "quantize")
+                for name in ("huggingface", "modelscope", "s3", "quantize")
             }
             args["quantizer"] = {
                 "program": (FILES / "quantize.py").read_text(encoding="utf-8"),

@@ -74,6 +74,7 @@ class ActionModule(ActionBase):
                     "model": "listed",
                     "precision": "listed",
                     "list_only": True,
+                    "client": (FILES / "fetch.py").read_text(encoding="utf-8"),
                     "requirements": requirements,
                     "download": source,
                 },

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -53,12 +54,13 @@ options:
     required: true
   download:
     description: >
-      What to fetch: C(source) (bundled, file, http, huggingface, modelscope, ollama, quantize),
+      What to fetch: C(source) (bundled, file, http, s3, huggingface, modelscope, ollama, quantize),
       C(repository), C(revision), C(files) (list of C(path), C(bytes), C(sha256); a path may be a
       pattern where the source has a list; no files means all) and C(alternatives), a list of the
       same, tried when the first does not deliver. Of a C(file) source the repository is the
       absolute path of the file or folder; of C(http) it is the URL of the folder, whose
-      C(SHA256SUMS), if there is one, lists the files that carry no C(sha256) here. Of C(quantize)
+      C(SHA256SUMS), if there is one, lists the files that carry no C(sha256) here; of C(s3) it is
+      C(s3://BUCKET/FOLDER), with the same list. Of C(quantize)
       there is also C(from), a dict of the same with its C(precision): the checkpoint, which is
       brought first and goes again where it was brought for this alone; C(bytes) of the result,
       C(memory_bytes) and C(seconds) that it takes to make it, C(imatrix), and C(pre_tokenizer).
@@ -116,6 +118,14 @@ options:
     description: A source that brings less than 64 KiB in so many seconds is asked anew.
     type: int
     default: 60
+  connections:
+    description: Files, or pieces of large ones, that are fetched at once.
+    type: int
+    default: 4
+  piece_bytes:
+    description: A file of more bytes is fetched in pieces of so many, side by side.
+    type: int
+    default: 268435456
   max_rate_mb_s:
     description: Megabytes a second that all sources together may bring; 0 is no limit.
     type: float
@@ -136,10 +146,30 @@ options:
     description: Base URL of an Ollama registry.
     type: str
     default: https://registry.ollama.ai
+  s3_endpoint:
+    description: Base URL of an S3 store; empty is AWS.
+    type: str
+    default: ""
+  s3_region:
+    description: Region of the bucket.
+    type: str
+    default: us-east-1
+  s3_access_key_id:
+    description: Name of the key for buckets that are not public.
+    type: str
+    default: ""
+  s3_secret_access_key:
+    description: The key's secret. Handed to the client through a pipe.
+    type: str
+    default: ""
   hub_venv:
     description: Folder for the hubs' clients; one environment each, made when first needed.
     type: path
     default: /opt/deepseek-r1/hub
+  client:
+    description: The program that fetches. The action plugin fills it in.
+    type: str
+    default: ""
   requirements:
     description: Hashed requirements of each client, by source. The action plugin fills it in.
     type: dict
@@ -202,183 +232,23 @@ progress:
 """
 
 CHUNK = 1 << 20
+PIECE = 256 << 20  # a larger file is fetched in pieces of this size, side by side
 # Less than this in stall_seconds is no delivery.
 TRICKLE = 1 << 16
 TRIES = 3  # in a row without a new byte
 # Local files below this are copied at once, without the detour of a background job.
 SMALL = 256 << 20
-WORKERS = 4
+HASHERS = 4
 HUBS = ("huggingface", "modelscope")
+CLIENTS = (*HUBS, "s3")  # those with a client of their own
 LOCAL = ("bundled", "file")
 SETTINGS = {
     "huggingface": "huggingface_endpoint",
     "modelscope": "modelscope_endpoint",
+    "s3": "s3_endpoint",
     "ollama": "ollama_registry",
 }
 FICLONE = 0x40049409
-
-# These programs run in their client's own environment. They read a request from stdin, answer
-# with one JSON line, and keep unfinished data in PATH.incomplete, from which they resume. A
-# killed client loses what is not yet a chunk.
-CLIENT_FRAME = r"""
-import io, json, os, sys, threading, time
-from concurrent.futures import ThreadPoolExecutor
-
-CHUNK = 1 << 16
-ask = json.load(sys.stdin)
-
-class Pace:
-    # Holds all threads together to the rate: each block waits until its last byte is due.
-    def __init__(self, rate):
-        self.rate, self.lock, self.due = rate, threading.Lock(), 0
-
-    def __call__(self, count):
-        if not self.rate:
-            return
-        with self.lock:
-            self.due = due = max(self.due, time.monotonic()) + count / self.rate
-        time.sleep(max(0, due - time.monotonic()))
-
-pace = Pace(ask["rate"])
-
-class Paced(io.BufferedWriter):
-    def write(self, block):
-        pace(len(block))
-        return super().write(block)
-
-def answer(**value):
-    print(json.dumps(value), flush=True)
-
-def trouble(error, path):
-    response = getattr(error, "response", error)
-    status = getattr(response, "status_code", None) or getattr(response, "code", None)
-    after = str((getattr(response, "headers", None) or {}).get("Retry-After") or "")
-    text = "%s: %s" % (type(error).__name__, error)
-    return dict(error=text, path=path, status=status, errno=getattr(error, "errno", None),
-                retry_after=int(after) if after.isdigit() else None)
-
-def main():
-    path = None
-    try:
-        if sys.argv[1] == "list":
-            return answer(**list_files())
-        with ThreadPoolExecutor(ask["workers"]) as pool:
-            jobs = [(file["path"], pool.submit(fetch, file)) for file in ask["files"]]
-            for path, job in jobs:
-                job.result()
-        answer(done=True)
-    except Exception as error:
-        answer(**trouble(error, path))
-"""
-
-CLIENTS = {
-    "huggingface": CLIENT_FRAME
-    + r"""
-from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
-
-constants.DOWNLOAD_CHUNK_SIZE = CHUNK
-token = ask["token"] or False
-
-def list_files():
-    api = HfApi(token=token)
-    revision = ask["revision"]
-    if sys.argv[2:] == ["commit"]:
-        revision = api.model_info(ask["repository"], revision=revision).sha
-    tree = api.list_repo_tree(ask["repository"], recursive=True, revision=revision)
-    files = [
-        {"path": item.path, "bytes": item.size, "git": item.blob_id,
-         "sha256": item.lfs.sha256 if item.lfs else None}
-        for item in tree if hasattr(item, "size")
-    ]
-    return dict(files=files, revision=revision)
-
-# hf_hub_download begins again after a killed run; http_get beneath it can go on.
-def fetch(file):
-    url = hf_hub_url(ask["repository"], file["path"], revision=ask["revision"])
-    target = os.path.join(file["folder"], file["path"])
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with Paced(io.FileIO(target + ".incomplete", "ab")) as stream:
-        if stream.tell() > file["bytes"]:
-            stream.truncate(0)
-        http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(token=token),
-                 expected_size=file["bytes"], _nb_retries=1)  # by_client tries again
-    os.replace(target + ".incomplete", target)
-
-main()
-""",
-    "modelscope": CLIENT_FRAME
-    + r"""
-from modelscope_hub import HubApi, _download, _download_control
-
-_download.DOWNLOAD_CHUNK_SIZE = CHUNK
-received = _download_control._DownloadControl.chunks
-
-def paced(control, response, size):
-    for block in received(control, response, size):
-        pace(len(block))
-        yield block
-
-_download_control._DownloadControl.chunks = paced
-
-def list_files():
-    files = HubApi().list_repo_files(
-        ask["repository"], repo_type="model", revision=ask["revision"], recursive=True)
-    files = [{"path": item.path, "bytes": item.size, "git": None, "sha256": item.sha256 or None}
-             for item in files]
-    return dict(files=files, revision=ask["revision"])
-
-def fetch(file):
-    HubApi().download_file(
-        ask["repository"], repo_type="model", file_path=file["path"], revision=ask["revision"],
-        local_dir=file["folder"], file_size=file["bytes"])
-
-main()
-""",
-    "http": CLIENT_FRAME
-    + r"""
-import urllib.error, urllib.request
-
-def resumes_at(response, have):
-    return response.headers.get("Content-Range", "").startswith("bytes %d-" % have)
-
-def fetch(file):
-    target = os.path.join(file["folder"], file["path"])
-    part = target + ".incomplete"
-    have = os.path.getsize(part) if os.path.exists(part) else 0
-    if have > file["bytes"]:
-        os.unlink(part)
-        have = 0
-    if have < file["bytes"] or not have:
-        headers = {"Range": "bytes=%d-" % have} if have else {}
-        if ask["token"]:
-            headers["Authorization"] = "Bearer " + ask["token"]
-        request = urllib.request.Request(file["url"], headers=headers)
-        try:
-            receive(request, file, part, have)
-        except urllib.error.HTTPError as error:
-            if error.code == 416:
-                os.unlink(part)
-            raise
-    os.replace(part, target)
-
-def receive(request, file, part, have):
-    with urllib.request.urlopen(request, timeout=30) as response:
-        with open(part, "ab" if have and resumes_at(response, have) else "wb") as stream:
-            while stream.tell() <= file["bytes"]:
-                block = response.read(CHUNK)
-                if not block:
-                    break
-                pace(len(block))
-                stream.write(block)
-            size = stream.tell()
-    if size < file["bytes"]:
-        raise EOFError("the connection was cut after %d of %d bytes" % (size, file["bytes"]))
-
-main()
-""",
-}
 
 
 class SourceFailed(Exception):
@@ -437,6 +307,14 @@ def same_on_another_hub(source, marker):
     return {source["source"], marker["source"]} == set(HUBS) and all(
         source.get(key) == marker.get(key) for key in ("repository", "revision")
     )
+
+
+def sums_in(text):
+    """SHA-256 by path, of what sha256sum wrote."""
+    pairs = [line.split(maxsplit=1) for line in text.splitlines()]
+    return {
+        pair[1].lstrip("*").removeprefix("./"): pair[0].lower() for pair in pairs if len(pair) == 2
+    }
 
 
 def available_memory():
@@ -736,7 +614,7 @@ class Fetch:
         self.progress.tell(force=True, phase="starting", source=kind)
         if kind in LOCAL:
             return self.listed_locally(source)
-        if kind in HUBS:
+        if kind in CLIENTS:
             return self.listed_by_hub(source)
         if kind == "ollama":
             return self.listed_by_ollama(source)
@@ -747,8 +625,8 @@ class Fetch:
         if kind == "quantize":
             return self.placed(source, [dict(source["files"][0], bytes=source["bytes"])])
         raise Fatal(
-            f"Unknown source '{kind}'. Known: bundled, file, http, huggingface, modelscope, "
-            "ollama, quantize."
+            f"Unknown source '{kind}'. Known: bundled, file, http, s3, huggingface, "
+            "modelscope, ollama, quantize."
         )
 
     def from_source(self, source):
@@ -762,7 +640,7 @@ class Fetch:
             self.require_room(missing)
             self.bring(source, files, missing)
             # Reading a file again for its hash keeps one core busy, and a disk not half.
-            with ThreadPoolExecutor(WORKERS) as pool:
+            with ThreadPoolExecutor(HASHERS) as pool:
                 found = list(pool.map(lambda file: self.accept(source, file), missing))
             wrong = [text for texts in found for text in texts]
             if not wrong:
@@ -834,11 +712,17 @@ class Fetch:
         return file["folder"] / (file["path"] + ".incomplete")
 
     def size_of_raw(self, file):
-        size = 0
-        for path in (self.raw_path(file), self.part_path(file)):
-            if path.exists():
-                size = max(size, path.stat().st_size)
-        return min(size, file["bytes"])
+        """How much of it is there; of unfinished data what files/fetch.py wrote behind it."""
+        try:
+            if self.raw_path(file).exists():
+                return min(self.raw_path(file).stat().st_size, file["bytes"])
+            with self.part_path(file).open("rb") as part:
+                size = part.seek(0, os.SEEK_END)
+                part.seek(min(size, file["bytes"]))
+                noted = [have for (have,) in struct.iter_unpack("<q", part.read())]
+        except (OSError, struct.error):
+            return 0
+        return sum(noted) if noted else size
 
     # Lists
 
@@ -896,12 +780,15 @@ class Fetch:
 
     def listed_by_hub(self, source):
         kind = source["source"]
-        self.require_answer(self.args[kind + "_endpoint"], kind + "_endpoint")
+        if self.args[SETTINGS[kind]]:
+            self.require_answer(self.args[SETTINGS[kind]], SETTINGS[kind])
         answer = self.ask_client(source, "list")
-        self.revision = answer.get("revision")
-        found = {file["path"]: file for file in answer["files"]}
+        self.revision, sums = answer.get("revision"), sums_in(answer.get("sums", ""))
+        found = {
+            file["path"]: {"sha256": sums.get(file["path"]), **file} for file in answer["files"]
+        }
         wanted = self.wanted(source) or [
-            {"path": path} for path in sorted(found) if not path.startswith(".git")
+            {"path": path} for path in sorted(found) if not path.startswith((".git", "SHA256SUMS"))
         ]
         listed = []
         for file in wanted:
@@ -913,6 +800,8 @@ class Fetch:
             for path in paths:
                 self.same_size(file, found[path]["bytes"])
                 listed.append(dict(found[path], path=checked_path(path), pin=file.get("sha256")))
+        if not listed:
+            raise SourceFailed("there is no file in {}.".format(source["repository"]))
         return self.placed(source, listed)
 
     @staticmethod
@@ -1019,9 +908,7 @@ class Fetch:
         if answer is None:
             return {}
         with answer:
-            lines = answer.read().decode("utf-8", "replace").splitlines()
-        pairs = [line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2]
-        return {name.lstrip("*").removeprefix("./"): digest.lower() for digest, name in pairs}
+            return sums_in(answer.read().decode("utf-8", "replace"))
 
     def require_answer(self, url, setting):
         """Any answer will do: it saves installing a client for a hub that is not there."""
@@ -1114,8 +1001,8 @@ class Fetch:
 
     def ask_client(self, source, action, files=(), tell=None):
         kind = source["source"]
-        program = kind if kind in HUBS else "http"
-        python = self.client_python(kind) if kind in HUBS else sys.executable
+        program = kind if kind in CLIENTS else "http"
+        python = self.client_python(kind) if kind in CLIENTS else sys.executable
         scratch = str(self.partial / "client")
         environment = dict(
             os.environ,
@@ -1133,21 +1020,27 @@ class Fetch:
             token = self.args["huggingface_token"]
         elif kind == "site":
             token = self.args["site_token"]
+        elif kind == "s3":
+            token = self.args["s3_secret_access_key"]
         wanted = ("path", "folder", "url")
         request = {
             "repository": source["repository"],
             "revision": source.get("revision") or {"huggingface": "main"}.get(kind, "master"),
-            "workers": WORKERS,
+            "commit": self.args["list_only"],
+            "connections": self.args["connections"],
+            "piece": self.args["piece_bytes"],
             # The line out is what is scarce, not the way to another host.
             "rate": 0 if kind == "site" else self.args["max_rate_mb_s"] * 1e6,
             "token": token,
+            "endpoint": self.args["s3_endpoint"],
+            "region": self.args["s3_region"],
+            "key_id": self.args["s3_access_key_id"],
             "files": [
                 dict({key: str(file[key]) for key in wanted if key in file}, bytes=file["bytes"])
                 for file in files
             ],
         }
-        command = [python, "-I", "-c", CLIENTS[program], action]
-        command += ["commit"] if self.args["list_only"] else []
+        command = [python, "-I", "-c", self.args["client"], program, action]
         code, output = self.child(
             command,
             request,
@@ -1176,7 +1069,12 @@ class Fetch:
         fix = "Check the network and {} ({}).".format(
             setting, self.args.get(setting) or source["repository"]
         )
-        if answer.get("status") in (401, 403):
+        if answer.get("status") in (401, 403) and source["source"] == "s3":
+            fix = (
+                "Set model_s3_access_key_id and model_s3_secret_access_key to a key that may list "
+                "and read it, and s3_region to the bucket's."
+            )
+        elif answer.get("status") in (401, 403):
             fix = "If the model is gated, set model_huggingface_token to a token that may read it."
         elif answer.get("status") == 404:
             fix = "Check repository and revision."
@@ -1557,12 +1455,19 @@ def main():
             "site": {"type": "dict", "default": {}},
             "site_token": {"type": "str", "default": "", "no_log": True},
             "stall_seconds": {"type": "int", "default": 60},
+            "connections": {"type": "int", "default": 4},
+            "piece_bytes": {"type": "int", "default": PIECE},
             "max_rate_mb_s": {"type": "float", "default": 0},
             "huggingface_endpoint": {"type": "str", "default": "https://huggingface.co"},
             "huggingface_token": {"type": "str", "default": "", "no_log": True},
             "modelscope_endpoint": {"type": "str", "default": "https://www.modelscope.cn"},
             "ollama_registry": {"type": "str", "default": "https://registry.ollama.ai"},
+            "s3_endpoint": {"type": "str", "default": ""},
+            "s3_region": {"type": "str", "default": "us-east-1"},
+            "s3_access_key_id": {"type": "str", "default": ""},
+            "s3_secret_access_key": {"type": "str", "default": "", "no_log": True},
             "hub_venv": {"type": "path", "default": "/opt/deepseek-r1/hub"},
+            "client": {"type": "str", "default": ""},
             "requirements": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,

@@ -87,7 +87,7 @@ IDLE = 300  # seconds
 
 # Reads its orders from stdin, and answers with its port.
 SERVER = r"""
-import hmac, http.server, json, os, sys, threading, time, urllib.parse
+import hmac, http.server, json, os, re, sys, threading, time, urllib.parse
 
 ask = json.load(sys.stdin)
 files = {}
@@ -127,15 +127,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         handle, size = found
-        start = self.headers.get("Range", "bytes=0-").partition("=")[2].partition("-")[0]
-        start = min(int(start), size) if start.isdigit() else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", "bytes %d-%d/%d" % (start, size - 1, size))
-        self.send_header("Content-Length", str(size - start))
+        asked = re.fullmatch("bytes=([0-9]+)-([0-9]*)", self.headers.get("Range", ""))
+        start, end = 0, size
+        if asked:
+            start, end = int(asked[1]), min(int(asked[2] or size) + 1, size)
+            start = min(start, end)
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", "bytes %d-%d/%d" % (start, end - 1, size))
+        self.send_header("Content-Length", str(end - start))
         self.end_headers()
-        while body and start < size:
-            sent = os.sendfile(self.connection.fileno(), handle, start, min(size - start, 1 << 22))
+        while body and start < end:
+            sent = os.sendfile(self.connection.fileno(), handle, start, min(end - start, 1 << 22))
             if not sent:
                 return
             start += sent

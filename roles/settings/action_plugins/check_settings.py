@@ -88,6 +88,13 @@ FORMS = {
         "give auto, or a number from 1 to 65535",
     ),
     "model_quantize_minutes": (r"[1-9]\d*", "is not above 0", "give minutes, such as 720"),
+    "s3_endpoint": (r"(https?://[^\s/]+\S*)?", "is not a URL", "give http://HOST or https://HOST"),
+    "s3_region": (r"[a-z0-9-]+", "is no region", "give its name, such as us-east-1"),
+    "model_connections": (
+        r"[1-9]|[1-5]\d|6[0-4]",
+        "is no number of connections",
+        "give a whole number from 1 to 64",
+    ),
     "model_max_rate_mb_s": (
         r"0|0\.0|0\.[1-9]\d*|[1-9]\d*(\.\d+)?",
         "is no rate of 0.1 MB/s or more",

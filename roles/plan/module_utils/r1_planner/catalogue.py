@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
@@ -10,7 +11,7 @@ from .shapes import Shape, shape_from
 from .units import PlanError
 from .weights import GGUF_PRECISIONS, PRECISIONS
 
-SOURCES = ("bundled", "modelscope", "huggingface", "ollama", "http", "file")
+SOURCES = ("bundled", "modelscope", "huggingface", "ollama", "http", "s3", "file")
 # What is made on the host where no source has it, and from what. AWQ only where there is a GPU.
 QUANTIZED_FROM, QUANTIZED = "bf16", (*GGUF_PRECISIONS, "fp8", "gptq", "awq")
 
@@ -163,6 +164,10 @@ def _is_base_url(url):
     return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
 
 
+def _is_s3_folder(url):
+    return bool(re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]*[a-z0-9](/[^\s?#]*)?", str(url or "")))
+
+
 def _faults(where, entry, precisions):
     if not precisions:
         yield (
@@ -205,6 +210,11 @@ def _source_faults(here, sources):
             yield (
                 f"{here}.sources: repository '{shown}' of source http is not the https:// URL of "
                 "the folder that holds the files; give it whole, without a user, '?' or '#'."
+            )
+        elif "s3" in _hubs(source) and not _is_s3_folder(source.get("repository")):
+            yield (
+                f"{here}.sources: repository '{source.get('repository')}' of source s3 is not "
+                "s3://BUCKET/FOLDER; the store's address goes into s3_endpoint."
             )
         else:
             for key in source:

@@ -9,7 +9,9 @@ HUB_NAMES = {
     "huggingface": "Hugging Face",
     "ollama": "Ollama library",
     "http": "a web folder",
+    "s3": "an S3 store",
 }
+_OWN = ("http", "s3")
 _LOCAL = ("bundled", "file")  # bundled: it ships with the project
 # What a model is quantized with (roles/model/files/requirements-quantize.in): whether to GGUF.
 _QUANTIZERS = {True: "llama.cpp-b10434", False: "llmcompressor-0.14.0.1"}
@@ -25,13 +27,13 @@ def folder(model, precision):
 
 
 def order(engine, wishes, answers):
-    """Sources in the order to ask, a web folder that an entry names first. Ollama asks its own
-    library before the hubs; llama.cpp takes the library's GGUF last; the other engines cannot
+    """Sources in the order to ask, a folder of your own that an entry names first. Ollama asks its
+    own library before the hubs; llama.cpp takes the library's GGUF last; the other engines cannot
     use it. Of the library, only one that was looked at (or, when nothing was looked at, any)."""
     hubs = [hub for hub in wishes.model_sources if hub != "ollama"]
     if engine in ("vllm", "sglang") or not (answers is None or "ollama" in answers):
-        return ["http", *hubs]
-    return ["http", "ollama", *hubs] if engine == "ollama" else ["http", *hubs, "ollama"]
+        return [*_OWN, *hubs]
+    return [*_OWN, "ollama", *hubs] if engine == "ollama" else [*_OWN, *hubs, "ollama"]
 
 
 def find(model, precision, engine, wishes, answers, present):
