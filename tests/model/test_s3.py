@@ -134,7 +134,9 @@ def test_an_entry_of_ones_own():
     assert (download["source"], download["repository"]) == ("s3", "s3://models/r1")
 
 
-@pytest.mark.parametrize("url", ["models/r1", "https://minio.lan/models", "s3://", "s3://Models/r1"])
+@pytest.mark.parametrize(
+    "url", ["models/r1", "https://minio.lan/models", "s3://", "s3://Models/r1"]
+)
 def test_another_kind_of_address_is_refused(url):
     with pytest.raises(PlanError) as caught:
         load({}, own_entry(url))
