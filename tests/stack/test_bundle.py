@@ -1,6 +1,7 @@
 """A bundle made where there is a network, and deployed where there is none."""
 
 import json
+import shutil
 
 import closed
 import pytest
@@ -58,8 +59,35 @@ def test_a_host_without_a_network_gets_all_from_the_bundle(kind, repo, tmp_path,
         status, _, body = box.completion()
         assert status == 200 and "4" in json.loads(body)["choices"][0]["message"]["content"]
         assert box.report("plan")["download"]["source"] == "file"
+        if kind == "systemd":
+            updated(box, bundle, models)
         assert closed.refused(host) == 0
         assert host.run("ls /opt/deepseek-r1/bundle").rc != 0, "what was carried over is gone"
+
+
+def updated(box, bundle, models):
+    """Another model, an update that holds little more than that, and the host has it."""
+    carried, update = bundle.with_name("carried"), bundle.with_name("bundle.update")
+    shutil.copytree(bundle, carried)
+    entry = models["carried-r2"] = models.pop("carried-r1")
+    (source,) = entry["precisions"]["q4_k_m"]["sources"]
+    whole = bundle / "models/carried-r1/q4_k_m/tiny-r1-q4_k_m.gguf"
+    source["path"] = str(shutil.copy(whole, bundle.with_name("r2.gguf")))
+    box.describe(model="carried-r2")
+    box.play("make an update", "playbooks/bundle.yml", "-e", f"bundle_since={carried}").result.ok()
+    held = {str(path.relative_to(update)) for path in update.rglob("*") if path.is_file()}
+    say(f"  the update holds {', '.join(sorted(held))}")
+    assert held == {"manifest.json", "unpack.py", "models/carried-r2/q4_k_m/r2.gguf"}
+    source["path"] = "/nowhere/m.gguf"
+    box.describe(bundle=str(carried))
+    early = box.deploy("refused: an update that is not there yet").result
+    assert "does not hold it" in " ".join(early.output.split()), early.output
+    shutil.copytree(update, carried, dirs_exist_ok=True)
+    box.deploy("deploy the update").result.ok()
+    box.verified()
+    assert box.report("plan")["model"] == "carried-r2"
+    again = box.deploy("deploy the update, again")
+    assert again.changed == 0, again.changes()
 
 
 def test_a_box_carried_over_by_hand_deploys_itself(repo, tmp_path):
