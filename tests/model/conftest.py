@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,25 @@ def model_files(tmp_path):
         )
         assert done.stdout, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture
+def killed_run(module_input):
+    """Return a function that runs the module and kills it once the hub has sent so many bytes."""
+
+    def run(hub, size: int, download: dict, **more) -> None:
+        command, given = module_input(download, **more)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        process.stdin.write(given.encode())
+        process.stdin.close()
+        deadline = time.monotonic() + 90
+        while hub.sent < size:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
 
     return run
 

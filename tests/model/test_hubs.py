@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -72,19 +71,10 @@ def test_all_connections_together_keep_to_the_rate(source, start_hub, entry, wan
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_killed_run_is_resumed(source, hub, wanted, model_files, module_input, tmp_path):
+def test_a_killed_run_is_resumed(source, hub, wanted, model_files, killed_run, tmp_path):
     hub.rate = 1_500_000
     endpoint = {SETTING[source]: hub.url}
-    command, given = module_input(wanted(source), **endpoint)
-    run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    run.stdin.write(given.encode())
-    run.stdin.close()
-    deadline = time.monotonic() + 90
-    while hub.sent < 1_500_000:
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    killed_run(hub, 1_500_000, wanted(source), **endpoint)
     assert not (tmp_path / "models/m/q4_k_m").exists()
 
     time.sleep(0.3)  # what is under way in the stand-in's socket

@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
 import struct
-import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -107,20 +105,11 @@ def test_as_many_connections_as_wanted(connections, least, load_plugin, hub, tmp
     ("first", "second"), [("huggingface", "modelscope"), ("modelscope", "http"), ("http", "ollama")]
 )
 def test_pieces_of_a_killed_run_are_gone_on_with_from_another_source(
-    first, second, hub, wanted, fetched, module_input, tmp_path
+    first, second, hub, wanted, fetched, killed_run, tmp_path
 ):
     hub.rate = 150_000
     download, endpoint = wanted(first, hub)
-    command, given = module_input(download, piece_bytes=PIECE, **endpoint)
-    run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    run.stdin.write(given.encode())
-    run.stdin.close()
-    deadline = time.monotonic() + 90
-    while hub.sent < 1_500_000:
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    killed_run(hub, 1_500_000, download, piece_bytes=PIECE, **endpoint)
     told = json.loads((tmp_path / "models/m/.q4_k_m.partial/progress.json").read_text())
     assert 100_000 < told["done"] <= hub.sent and told["total"] == len(WEIGHTS)
     time.sleep(0.5)  # what is under way in the stand-in's sockets
