@@ -5,7 +5,7 @@
 HOST ?= local
 ARGS ?=
 ansible_playbook = ANSIBLE_CONFIG=ansible.cfg .venv/bin/ansible-playbook
-pytest = .venv-test/bin/pytest --numprocesses 2 --dist loadfile
+pytest = .venv-test/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

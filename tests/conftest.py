@@ -15,6 +15,16 @@ REPO = Path(__file__).resolve().parents[1]
 CACHE = REPO / ".cache"
 
 
+def pytest_collection_modifyitems(items):
+    """Files that may take longest go first, so that no worker is left with one of them at the end.
+    How long a test may take, its mark `timeout` says."""
+    longest = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0), mark.args[0] if mark else 0)
+    items.sort(key=lambda item: -longest[item.path])
+
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return REPO

@@ -9,7 +9,7 @@ import pytest
 from hosts import clone
 from hosts.shell import run, step
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
 
 def newer_python() -> str | None:

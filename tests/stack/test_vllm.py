@@ -50,11 +50,13 @@ def test_vllm(manager, wheels, tmp_path):
         if manager != "compose":
             refused(box)
         deployed(box, manager)
-        if manager == "compose":  # which has shown the rest with quicker engines
+        # A start of vLLM takes more than a minute here; the rest other engines have shown.
+        if manager == "compose":
             locked_in(box)
         else:
-            another_flag(box)
             dies_and_comes_back(box)
+        if manager == "systemd":
+            another_flag(box)
             leaves(box)
         box.teardown()
         assert "vllm" not in host.run("ls -R /opt /etc/deepseek-r1 2>&1").output
