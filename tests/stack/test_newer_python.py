@@ -1,6 +1,7 @@
 """Where Python 3.12 or newer is found, the environment holds the newer ansible-core."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -40,6 +41,7 @@ def test_a_newer_python_works(repo, tmp_path):
     with step("--syntax-check of every playbook"):
         books = [copy / "deploy.yml", *sorted(copy.glob("playbooks/*.yml"))]
         run(copy / ".venv/bin/ansible-playbook", "--syntax-check", *books, cwd=copy)
-    with step("refusals and unit tests with ansible-core 2.21"):
-        tests = [name for name in ("tests/unit", "tests/refusals") if any((copy / name).iterdir())]
+    with step("refusals, and unit tests of what is Ansible's, with ansible-core 2.21"):
+        files = [*copy.glob("tests/unit/test_*.py"), *copy.glob("tests/refusals/test_*.py")]
+        tests = [file for file in files if re.search("ansible|plugin", file.read_text())]
         run(copy / ".venv-test/bin/pytest", "-q", *tests, cwd=copy)
