@@ -35,7 +35,8 @@ class Folder(http.server.ThreadingHTTPServer):
 
             def begin(self):
                 here = self.path == f"/{file.name}"
-                start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+                # The file is one piece, so what is asked for ends where it ends.
+                start = int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
                 self.send_response(404 if not here else 206 if start else 200)
                 self.send_header("Content-Length", str(len(body) - start if here else 0))
                 self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
