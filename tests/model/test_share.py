@@ -143,6 +143,8 @@ def site(repo, tmp_path):
             "huggingface_endpoint": hub.url,
             "modelscope_endpoint": hub.url,
             "ollama_registry": hub.url,
+            "s3_endpoint": hub.url,
+            "s3_region": "us-east-1",
             "model_share_address": "127.0.0.1",
             **settings,
         }

@@ -18,10 +18,12 @@ from remote import RemoteBox
 REPO = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(2400)]
 
+# Only the first one compiles the model, which takes as long as all else of a start.
+EAGER = {"enforce_eager": True}
 HOSTS = {
     "systemd": (image.SYSTEMD_DEBIAN12, {}),
-    "supervisor": (image.SSH_DEBIAN12, {"gateway_port": 8080, "data_path": "/srv/data"}),
-    "compose": (image.SYSTEMD_DEBIAN12, {"runtime": "compose", "images": "build"}),
+    "supervisor": (image.SSH_DEBIAN12, EAGER | {"gateway_port": 8080, "data_path": "/srv/data"}),
+    "compose": (image.SYSTEMD_DEBIAN12, EAGER | {"runtime": "compose", "images": "build"}),
 }
 
 
