@@ -251,5 +251,5 @@ def test_a_host_that_does_not_give_it_is_passed_over(share, start_hub, entry, mo
     site = {"url": offer["url"], "of": offer["of"]}
     answer = model_files(plan, site=site, site_token="wrong")
     assert answer.get("changed"), answer
-    assert "Source skipped: huggingface o/m@abc" in json.dumps(answer["warnings"])
+    assert f"Source skipped: another host, {offer['url']}: " in json.dumps(answer["warnings"])
     assert answer["source"] == "http" and hub.requests

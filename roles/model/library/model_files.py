@@ -302,6 +302,11 @@ def label(source):
     return "{} {}{}".format(source["source"], source.get("repository") or "", revision)
 
 
+def door(source):
+    """Where the bytes come from; a host that shares is named itself, not its hub."""
+    return "another host, " + source["repository"] if "of" in source else label(source)
+
+
 def same_on_another_hub(source, marker):
     """The hubs carry each other's repositories: a hub that is down today changes nothing."""
     return {source["source"], marker["source"]} == set(HUBS) and all(
@@ -590,7 +595,7 @@ class Fetch:
             try:
                 files = self.from_source(source)
             except SourceFailed as error:
-                reasons.append(f"{label(source)}: {error}")
+                reasons.append(f"{door(source)}: {error}")
                 continue
             for reason in reasons:
                 self.module.warn("Source skipped: " + reason)
@@ -1418,7 +1423,7 @@ class Fetch:
     def deed(source, due):
         if source["source"] == "quantize":
             return f"make {megabytes(due)} from {label(source['from'])}"
-        return f"fetch {megabytes(due)} from {label(source)}"
+        return f"fetch {megabytes(due)} from {door(source)}"
 
     def forecast(self, marker, good):
         source = self.sources[0]
