@@ -1,5 +1,5 @@
 # Everything a clone needs. `make help` lists the targets.
-.PHONY: help deploy plan verify teardown test lint unit stack hosts docs lock clean
+.PHONY: help deploy plan verify teardown test lint unit stack long hosts docs lock clean
 .DEFAULT_GOAL := help
 
 HOST ?= local
@@ -37,7 +37,10 @@ unit: .venv-test ## Run the tests that leave this machine as it is
 	$(pytest) -m 'not stack'
 
 stack: .venv-test ## Deploy the whole stack in clean machines and test it
-	$(pytest) -m stack
+	$(pytest) -m 'stack and not long'
+
+long: .venv-test ## Deploy the pairs of manager and engine that `make stack` leaves out
+	$(pytest) -m long
 
 hosts: ## Bring up test hosts over SSH, with an inventory of them
 	@python3 tests/hosts up

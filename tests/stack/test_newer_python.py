@@ -41,7 +41,7 @@ def test_a_newer_python_works(repo, tmp_path):
     with step("--syntax-check of every playbook"):
         books = [copy / "deploy.yml", *sorted(copy.glob("playbooks/*.yml"))]
         run(copy / ".venv/bin/ansible-playbook", "--syntax-check", *books, cwd=copy)
-    with step("refusals, and unit tests of what is Ansible's, with ansible-core 2.21"):
+    with step("refusals, and unit tests that run playbooks, with ansible-core 2.21"):
         files = [*copy.glob("tests/unit/test_*.py"), *copy.glob("tests/refusals/test_*.py")]
-        tests = [file for file in files if re.search("ansible|plugin", file.read_text())]
+        tests = [file for file in files if re.search("ansible-playbook", file.read_text())]
         run(copy / ".venv-test/bin/pytest", "-q", *tests, cwd=copy)
