@@ -35,7 +35,6 @@ class Life:
     recipe: image.Recipe
     settings: dict
     whole: bool = True  # or what the engine has to do with, after another one showed the rest
-    marks: tuple = ()
 
     def __str__(self) -> str:
         return f"{self.manager}-{self.engine}"
@@ -49,20 +48,14 @@ LIVES = [
     Life("compose", "llamacpp", image.SYSTEMD_DEBIAN12, COMPOSE),
     Life("compose", "ollama", image.SYSTEMD_DEBIAN13, COMPOSE | ROOT, whole=False),
     Life("supervisor", "llamacpp", image.SSH_DEBIAN13, {"gateway_port": 8080}),
-    Life(
-        "supervisor",
-        "ollama",
-        image.SSH_DEBIAN12,
-        {"data_path": "/srv/data"} | ROOT,
-        False,
-        (pytest.mark.long,),
+    pytest.param(
+        Life("supervisor", "ollama", image.SSH_DEBIAN12, {"data_path": "/srv/data"} | ROOT, False),
+        marks=pytest.mark.long,
     ),
 ]
 
 
-@pytest.mark.parametrize(
-    "life", [pytest.param(life, id=str(life), marks=life.marks) for life in LIVES]
-)
+@pytest.mark.parametrize("life", LIVES, ids=str)
 def test_the_life_of_a_deployment(life, tmp_path, request):
     with Remote(life.recipe) as host:
         box = RemoteBox(host, REPO, tmp_path, engine=life.engine, **life.settings)
