@@ -1286,7 +1286,7 @@ class Fetch:
                     size,
                     file["expected"] or "unknown",
                     file["bytes"],
-                    label(source),
+                    door(source),
                 )
             ]
         if file.get("git") and not file["expected"]:
