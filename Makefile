@@ -39,7 +39,7 @@ unit: .venv-test ## Run the tests that leave this machine as it is
 stack: .venv-test ## Deploy the whole stack in clean machines and test it
 	$(pytest) -m 'stack and not long'
 
-long: .venv-test ## Deploy the pairs of manager and engine that `make stack` leaves out
+long: .venv-test ## Deploy what `make stack` leaves out: the same parts in other pairs
 	$(pytest) -m long
 
 hosts: ## Bring up test hosts over SSH, with an inventory of them

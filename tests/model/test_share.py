@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 MODULE = "roles/model/library/model_share.py"
 FILES = {"config.json": b"{}", "weights/a b.safetensors": os.urandom(3_000_000)}
@@ -135,7 +136,8 @@ def site(repo, tmp_path):
     """Run the role on three hosts that are this machine, each with a folder of its own."""
 
     def run(hub, download, *flags, **settings):
-        places = {
+        defaults = yaml.safe_load((repo / "roles/settings/defaults/main.yml").read_text())
+        places = defaults | {
             "ansible_connection": "local",
             "ansible_python_interpreter": sys.executable,
             "data_path": str(tmp_path / "{{ inventory_hostname }}"),
@@ -143,8 +145,6 @@ def site(repo, tmp_path):
             "huggingface_endpoint": hub.url,
             "modelscope_endpoint": hub.url,
             "ollama_registry": hub.url,
-            "s3_endpoint": hub.url,
-            "s3_region": "us-east-1",
             "model_share_address": "127.0.0.1",
             **settings,
         }

@@ -56,16 +56,20 @@ def test_a_deploy_killed_while_packages_are_installed_heals(clean_box, tmp_path)
     assert box.services()["other"] == []
 
 
-# Every second time the host goes off instead of the controller: of which kind the first time.
+# What is cut, in turn: the host (power) or the controller (kill).
 REMOTE = {
-    "systemd": (image.SYSTEMD_DEBIAN13, {}, "power"),
-    "compose": (image.SYSTEMD_DEBIAN12, {"runtime": "compose", "images": "build"}, "kill"),
+    "systemd": (image.SYSTEMD_DEBIAN13, {}, ("power", "kill")),
+    "compose": (
+        image.SYSTEMD_DEBIAN12,
+        {"runtime": "compose", "images": "build"},
+        ("kill", "power"),
+    ),
 }
 
 
 @pytest.mark.parametrize("manager", ["systemd", pytest.param("compose", marks=pytest.mark.long)])
 def test_a_deploy_over_ssh_heals_after_a_kill_or_a_power_cut(manager, tmp_path):
-    recipe, settings, first = REMOTE[manager]
+    recipe, settings, cuts = REMOTE[manager]
     with Remote(recipe) as host:
         box = RemoteBox(host, REPO, tmp_path, **settings)
         box.deploy("deploy, which brings the packages").result.ok()
@@ -75,7 +79,7 @@ def test_a_deploy_over_ssh_heals_after_a_kill_or_a_power_cut(manager, tmp_path):
         rows = []
         for number, point in enumerate(choose(whole.seconds, whole.tasks, REMOTE_POINTS)):
             box.teardown("-e", "host_remove_data=true")
-            power = (number % 2 == 0) == (first == "power")
+            power = cuts[number % 2] == "power"
             rows.append(cut_and_heal(box, point, tmp_path / f"{number}.log", power))
     say(f"{manager}: cut at s | healed in s | changed after | task at which it was cut")
     for row in rows:

@@ -106,7 +106,7 @@ def locked_in(box: RemoteBox) -> None:
 
 
 def another_flag(box: RemoteBox) -> None:
-    """The engine alone is started anew, with the flag."""
+    """The engine alone is started anew, with the flag; this start and the next compile nothing."""
     others = {p.pid for p in box.machine.processes() if p.user in ("r1-redis", "r1-gateway")}
     box.describe(vllm_args={"max-num-seqs": 1}, **EAGER)
     assert box.deploy("with a flag of one's own").changed
